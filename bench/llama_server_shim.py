@@ -4,14 +4,16 @@ Importing torch takes seconds, and llama.cpp's tests start a server for every ca
 imports everything, loads the model, and forks a child for each start. The program that the tests start
 (`SHIM`) sends its options to that process, waits for the child, and passes signals on.
 
-Only names are translated: options, llama.cpp's API key (a key of Herd has another form), and llama.cpp's own
-``/completion`` with ``n_predict``, whose work is done by ``/v1/completions``. Models that are not there get a
-server that only says that it is healthy, because the tests start all of them once.
+Only names are translated: options, llama.cpp's API key (a key of Herd has another form), llama.cpp's own
+``/completion`` with ``n_predict``, whose work is done by ``/v1/completions``, and its ``/tools``, by which a web page
+runs the tools of MCP servers: Herd runs the same tools in its own loop, and has no route for pages. Models that are
+not there get a server that only says that it is healthy, because the tests start all of them once.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import signal
@@ -108,7 +110,8 @@ def stories(folder: Path) -> tuple[Any, Any]:
 def read_options(arguments: list[str]) -> argparse.Namespace:
     """Return llama-server's options, as far as they mean something here."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    for name in ("host", "alias", "hf-repo", "hf-file", "api-key", "chat-template", "chat-template-file"):
+    texts = ("host", "alias", "hf-repo", "hf-file", "api-key", "chat-template", "chat-template-file")
+    for name in (*texts, "mcp-servers-config", "mcp-servers-json"):
         parser.add_argument(f"--{name}")
     for name, default in (("port", 8080), ("ctx-size", 0), ("parallel", 1), ("n-predict", 0), ("seed", -1)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -124,8 +127,10 @@ def serve(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
     from herd.serve.chat import ServedModel
     from herd.serve.keys import KeyPolicy, create_key
     from herd.serve.run import HerdServer
+    from herd.serve.server_tools import ServerTools
     from herd.serve.settings import ServeSettings
     from herd.serve.store import Store
+    from herd.tools.mcp_servers import McpServers, read_server_file
 
     names = (options.alias or "stories260K").split(",")
     context = min(
@@ -144,10 +149,20 @@ def serve(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
     if options.api_key:
         store = Store(Path(tempfile.mkdtemp()) / "keys.db")
         token = create_key(store, "tests", KeyPolicy(), actor="shim")[1]
-    app = create_app(served if options.hf_repo in OURS else replace(served, is_base=True), store, settings)
-    server = HerdServer(app, settings, options.port)
-    server.config.app = Translated(app, options.api_key, token, options.n_predict)
-    server.run()
+    entries = {}
+    if options.mcp_servers_json is not None:
+        options.mcp_servers_config = Path(tempfile.mkdtemp()) / "mcp.json"
+        options.mcp_servers_config.write_text(options.mcp_servers_json)
+    if options.mcp_servers_config is not None:
+        entries = read_server_file(Path(options.mcp_servers_config))
+    with McpServers(entries) as servers:
+        tools = ServerTools(["calculator"], servers)
+        model_served = served if options.hf_repo in OURS else replace(served, is_base=True)
+        app = create_app(model_served, store, settings, tools)
+        server = HerdServer(app, settings, options.port)
+        keys = (options.api_key, token)
+        server.config.app = Translated(app, keys, options.n_predict, Tools(tools, server))
+        server.run()
 
 
 def template(options: argparse.Namespace) -> str:
@@ -162,11 +177,56 @@ def template(options: argparse.Namespace) -> str:
     return str(options.chat_template)
 
 
-class Translated:
-    """The application behind llama.cpp's key and its own ``/completion``."""
+async def read_body(receive: Any) -> bytes:
+    """Return the body of a request."""
+    body = b""
+    while (message := await receive())["type"] == "http.request":
+        body += message["body"]
+        if not message.get("more_body"):
+            break
+    return body
 
-    def __init__(self, app: Any, their_key: str | None, our_key: str | None, n_predict: int) -> None:
-        self._app, self._keys, self._n_predict = app, dict[bytes, bytes](), n_predict
+
+class Tools:
+    """llama.cpp's ``/tools``: lists the tools of the server, and calls one."""
+
+    def __init__(self, tools: Any, server: Any) -> None:
+        self._tools, self._server = tools, server
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request."""
+        from starlette.responses import JSONResponse
+
+        named = {tool.name: tool for group in self._tools.groups.values() for tool in group}
+        if scope["method"] == "GET":
+            body: Any = [
+                {"tool": tool.name, "definition": {"type": "function", "function": tool.schema}}
+                for tool in named.values()
+            ]
+        else:
+            asked = json.loads(await read_body(receive))
+            tool = named.get(asked["tool"])
+            body = await self._call(tool, asked.get("params", {})) if tool else {"error": "unknown tool"}
+        await JSONResponse(body)(scope, receive, send)
+
+    async def _call(self, tool: Any, arguments: Any) -> dict[str, str]:
+        """Run a tool, or give up when the server stops."""
+        calling = asyncio.ensure_future(self._tools.call(tool, json.dumps(arguments)))
+        while not calling.done():
+            await asyncio.wait([calling], timeout=0.1)
+            if self._server.should_exit:
+                calling.cancel()
+                return {"error": "the server stops"}
+        outcome = calling.result()
+        return {"plain_text_response" if outcome.ok else "error": outcome.text}
+
+
+class Translated:
+    """The application behind llama.cpp's key, its own ``/completion`` and its ``/tools``."""
+
+    def __init__(self, app: Any, keys: tuple[str | None, str | None], n_predict: int, tools: Tools) -> None:
+        self._app, self._keys, self._n_predict, self._tools = app, dict[bytes, bytes](), n_predict, tools
+        their_key, our_key = keys
         if their_key and our_key:
             self._keys = {
                 their_key.encode(): our_key.encode(),
@@ -181,15 +241,13 @@ class Translated:
         scope = scope | {
             "headers": [(name, self._keys.get(value, value)) for name, value in scope["headers"]]
         }
+        if scope["path"] == "/tools":
+            await self._tools(scope, receive, send)
+            return
         if scope["path"] not in ("/completion", "/completions"):
             await self._app(scope, receive, send)
             return
-        body = b""
-        while (message := await receive())["type"] == "http.request":
-            body += message["body"]
-            if not message.get("more_body"):
-                break
-        asked = json.loads(body)
+        asked = json.loads(await read_body(receive))
         body = json.dumps(their_completion(asked, self._n_predict)).encode()
         headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
         scope |= {

@@ -131,3 +131,31 @@ def test_unknown_ids_are_404_and_names_are_no_ids(store, client, root, key_id):
     for method, path in (("GET", ""), ("DELETE", ""), ("POST", "/rotate")):
         assert client.request(method, f"/herd/v1/keys/{key_id}{path}", headers=root).status_code == 404
     assert list_keys(store) == before
+
+
+def test_an_administrator_changes_a_key(store, client, root):
+    info, token = create_key(store, "alice", KeyPolicy(concurrent=2), actor="test")
+    path = f"/herd/v1/keys/{info.id}"
+    budget = {"unit": "tokens", "period": "day", "amount": 9}
+    changed = client.patch(path, json={"policy": {"budgets": [budget], "tools": ["python"]}}, headers=root)
+    assert changed.status_code == 200
+    assert (changed.json()["policy"]["budgets"], changed.json()["policy"]["concurrent"]) == ([budget], 2)
+    mine = client.get("/herd/v1/usage", headers=bearer(token)).json()
+    assert mine["budgets"] == [budget | {"used": 0, "reserved": 0}]
+    for wrong in ({"policy": {"budgets": 1}}, {"policy": {"digest": "x"}}, {"policy": None}, {"name": "bob"}):
+        assert client.patch(path, json=wrong, headers=root).status_code == 400
+    assert client.patch(path, json={"policy": {}}, headers=bearer(token)).status_code == 403
+    assert client.patch("/herd/v1/keys/abcdefghijkl", json={"policy": {}}, headers=root).status_code == 404
+    assert audit_log(store)[-1]["act"] == "change key"
+
+
+def test_prompts_are_shared_by_administrators(store, client, root):
+    _, token = create_key(store, "alice", KeyPolicy(), actor="test")
+    path = "/herd/v1/prompts/Support%20team"
+    assert client.put(path, json={"text": "Be kind."}, headers=bearer(token)).status_code == 403
+    assert client.put(path, json={"text": "Be kind."}, headers=root).json() == {"Support team": "Be kind."}
+    assert client.put(path, json={"text": "Be brief."}, headers=root).status_code == 200
+    assert client.get("/herd/v1/prompts", headers=bearer(token)).json() == {"Support team": "Be brief."}
+    assert client.put("/herd/v1/prompts/%3Cb%3E", json={"text": "x"}, headers=root).status_code == 400
+    assert client.put(path, json={"text": "x" * 50_001}, headers=root).status_code == 400
+    assert client.put(path, json={"text": ""}, headers=root).json() == {}

@@ -150,3 +150,6 @@ def test_an_adapter_is_named_like_a_model_in_every_api(tokenizer):
             for name, adapter in (("support", "support"), ("base", "")):
                 assert client.post(path, json=body | {"model": name}).status_code == 200
                 assert loop.requests[-1].adapter == adapter
+        listed = client.get("/v1/models").json()["data"]
+        assert [(model["id"], model["parent"]) for model in listed] == [("base", None), ("support", "base")]
+        assert client.get("/v1/models/support").json()["parent"] == "base"

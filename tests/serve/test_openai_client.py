@@ -90,6 +90,7 @@ def test_stop_and_bias(client, tokenizer):
     stopped = chat(client, stop=[text[3:6], "zzzz"])
     assert stopped.choices[0].message.content == text[: text.find(text[3:6])]
     assert stopped.choices[0].finish_reason == "stop"
+    assert stopped.choices[0].stop_reason == text[3:6]  # of several, the one that ended the answer
     biased = chat(client, logit_bias={"75": 100}, logprobs=True, max_tokens=2).choices[0].logprobs.content
     assert [bytes(token.bytes) for token in biased] == [tokenizer.token_bytes(75)] * 2
 

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from conftest import running
-from herd.serve.keys import KeyPolicy, create_key
+from herd.serve.keys import SCOPES, KeyPolicy, create_key, find_key
 from herd.serve.prices import TokenPrice, format_money, set_price
+from herd.serve.server_tools import ServerTools
 from herd.serve.usage import read_usage
+from test_server_tools import asked, call
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "bench"))
@@ -663,3 +665,66 @@ def test_a_key_signs_in_and_the_cost_of_an_answer_is_what_the_ledger_bills(serve
     assert usage.completion_tokens == 6
     assert usage.money > 0
     assert stats.endswith(f"· 6 tokens · prompt {usage.prompt_tokens} · {format_money(usage.money)} EUR")
+
+
+def test_tools_on_the_server_are_switched_on_and_their_calls_are_shown(tokenizer, open_page):
+    script = [call("code_interpreter", code="print(6 * 7)")]
+    with asked(tokenizer, ServerTools(["calculator", "python"]), script, ["It is ", "**42**."]) as (
+        http,
+        loop,
+    ):
+        page = open_page(str(http.base_url))
+        page.click(".toolbox summary")
+        page.check(".toolbox label:has-text('python') input")
+        page.keyboard.press("Escape")
+        ask(page, "six times seven")
+        assert page.locator(".step summary code").inner_text() == "code_interpreter"
+        page.click(".step summary")
+        assert [text.strip() for text in page.locator(".step pre").all_inner_texts()][0] == "print(6 * 7)"
+        assert "42" in page.locator(".step pre").nth(1).inner_text()
+        assert page.locator(".answer .text strong").inner_text() == "42"
+        page.reload()
+        page.wait_for_selector(".step")  # it is kept with the chat
+        ask(page, "and again?")
+        text = tokenizer.decode(loop.requests[-1].prompt_ids)
+        assert text.index("print(6 * 7)") < text.index("and again?")  # and is sent with it
+
+
+def test_an_administrator_sees_usage_and_manages_keys_and_prompts(served, store, open_page):
+    _, token = create_key(store, "root", KeyPolicy(scopes=frozenset(SCOPES)), actor="test")
+    with running(served, store=store, tools=ServerTools(["calculator"])) as url:
+        page = open_page(url)
+        page.fill("#key", token)
+        page.press("#key", "Enter")
+        expect(page.locator("#models")).to_contain_text("tiny")
+        page.click("main > header [data-do=settings]")
+        page.fill("[name=max_tokens]", "3")
+        page.fill("[name=system]", "Answer in rhymes.")
+        ask(page, "hello")
+        page.click("#usage-button")
+        expect(page.locator("#usage svg.chart")).to_have_attribute(
+            "aria-label", re.compile("1 requests, .* 3 answer")
+        )
+        new = page.locator("#usage form.new").first
+        new.locator("[name=name]").fill("alice")
+        new.locator("[name=budget]").fill("nonsense")
+        new.locator("button").click()
+        expect(page.locator("#usage .problem")).to_contain_text("500000 tokens/day")
+        new.locator("[name=budget]").fill("1000 tokens/day")
+        new.locator("[value=calculator]").check()
+        new.locator("button").click()
+        expect(page.locator(".token code")).to_contain_text("herd-")
+        rows = page.locator("#usage .rows form:has-text('alice')")
+        rows.locator("[name=budget]").fill("20 EUR/month")
+        rows.locator("button:has-text('Save')").click()
+        expect(rows.locator("[name=budget]")).to_have_value("20.00 EUR/month")
+        alice = find_key(store, "alice")
+        assert alice.policy.tools == {"calculator"}
+        assert [(b.unit, b.amount) for b in alice.policy.budgets] == [("money", 20_000_000)]
+        page.locator("#usage form.new").last.locator("input").fill("Rhymes")
+        page.click("#usage form.new >> nth=1 >> button")
+        expect(page.locator("#usage .rows p")).to_contain_text("Answer in rhymes.")
+        page.click("#usage > .close")
+        page.fill("[name=system]", "")
+        page.select_option("#prompts select", "Rhymes")
+        expect(page.locator("[name=system]")).to_have_value("Answer in rhymes.")

@@ -81,6 +81,7 @@ def test_a_store_of_version_1_gets_what_it_lacks(store):
     key, _ = create_key(store, "alice", KeyPolicy(), actor="test")
     with store.write() as connection:
         connection.exec_driver_sql("DROP TABLE servers")
+        connection.exec_driver_sql("DROP TABLE prompts")
         connection.exec_driver_sql("ALTER TABLE meta DROP COLUMN cache_secret")
         connection.execute(meta.update().values(schema_version=1))
     again = Store(store.path)

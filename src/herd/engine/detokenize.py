@@ -17,10 +17,16 @@ class TextStream:
         self._decoder = StreamDecoder(tokenizer)
         self._stop = stop
         self._held = ""
-        self.stopped = False
+        self.stop_string: str | None = None
+        """The stop string that is complete."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        return self.stop_string is not None
 
     def feed(self, token_id: int) -> str:
-        """Return the text that has become certain. Set ``stopped`` when a stop string is complete."""
+        """Return the text that has become certain. Set ``stop_string`` when one is complete."""
         return self._release(self._decoder.feed(token_id))
 
     def finish(self) -> str:
@@ -37,8 +43,9 @@ class TextStream:
         text = self._held + piece
         matches = [(start + len(s), start) for s in self._stop if (start := text.find(s)) >= 0]
         if matches:  # the first to be complete, so that the division into pieces does not matter
-            self.stopped, self._held = True, ""
-            return text[: min(matches)[1]]
+            end, start = min(matches)
+            self.stop_string, self._held = text[start:end], ""
+            return text[:start]
         keep = max(overlap(text, s) for s in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

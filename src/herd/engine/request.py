@@ -177,7 +177,8 @@ class Delta:
     """The tokens and the text that one step adds to an answer.
 
     ``text`` may lag behind ``token_ids``: an incomplete character, or a possible beginning of a stop string,
-    is held back. Only the last delta has a ``finish_reason``, and ``speculated`` if the engine has a draft.
+    is held back. Only the last delta has a ``finish_reason``, the ``stop_string`` that ended the answer, and
+    ``speculated`` if the engine has a draft.
     """
 
     text: str
@@ -186,6 +187,7 @@ class Delta:
     stop_id: int | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     speculated: Speculated | None = None
+    stop_string: str | None = None
 
 
 @dataclass(frozen=True)

@@ -220,7 +220,9 @@ class Sequence:
             piece += self.text.finish()
             if self.text.stopped:  # the end of a broken character may complete a stop string
                 reason = "stop"
-        self.stream.push(Delta(piece, (token,), reason, None, logprobs, self.speculated if reason else None))
+        stop_string = None if self.text is None else self.text.stop_string
+        speculated = self.speculated if reason else None
+        self.stream.push(Delta(piece, (token,), reason, None, logprobs, speculated, stop_string))
         return reason is not None
 
     def record_draft(self, counts: Speculated) -> None:

@@ -71,7 +71,9 @@ async def models(
 ) -> dict[str, Any]:
     """List the models that the key may use."""
     pool: ModelPool = request.app.state.models
-    return {"object": "list", "data": [_model(slot) for slot in pool.visible(principal)]}
+    slots = pool.visible(principal)
+    adapters = [_model(slot, adapter) for slot in slots for adapter in sorted(slot.adapters)]
+    return {"object": "list", "data": [*(_model(slot) for slot in slots), *adapters]}
 
 
 @router.get("/v1/models/{name:path}")
@@ -82,7 +84,7 @@ async def model(
     pool: ModelPool = request.app.state.models
     if (slot := pool.find(name)) not in pool.visible(principal):
         raise NotFound(f"the model {name[:80]!r} does not exist")
-    return _model(slot)
+    return _model(slot, name if name in slot.adapters else None)
 
 
 @router.get("/herd/v1/tools")
@@ -143,14 +145,18 @@ def _piece(raw: bytes) -> str | list[int]:
         return list(raw)
 
 
-def _model(slot: ModelSlot) -> dict[str, Any]:
-    """Describe a model. Clients read its context as ``max_model_len`` (vLLM's name) or ``meta.n_ctx``."""
+def _model(slot: ModelSlot, adapter: str | None = None) -> dict[str, Any]:
+    """Describe a model, or one of its adapters, whose ``parent`` it is.
+
+    Clients read the context as ``max_model_len`` (vLLM's name) or ``meta.n_ctx``.
+    """
     return {
-        "id": slot.name,
+        "id": adapter or slot.name,
+        "parent": slot.name if adapter else None,
         "object": "model",
         "created": slot.created or int(time.time()),
         "owned_by": "herd",
-        "aliases": sorted(slot.aliases),
+        "aliases": [] if adapter else sorted(slot.aliases),
         "loaded": slot.served is not None,
         "max_model_len": slot.context,
         "context_length": slot.context,

@@ -15,7 +15,17 @@ from ..errors import ConfigError
 from .auth import Principal, require
 from .body import read_json
 from .errors import NotFound
-from .keys import KeyInfo, KeyPolicy, change_key, create_key, find_key, list_keys, public_view, revoke_key, rotate_key
+from .keys import (
+    KeyInfo,
+    KeyPolicy,
+    change_key,
+    create_key,
+    find_key,
+    list_keys,
+    public_view,
+    revoke_key,
+    rotate_key,
+)
 from .prices import read_prices
 from .problems import BadRequest
 from .shared_prompts import read_prompts, write_prompt

@@ -179,11 +179,9 @@ class _ChoiceReader:
         return AnswerCall(self._index, self._n_calls - 1, secrets.token_hex(12), tool, arguments)
 
     def _end(self, delta: Delta) -> AnswerEnd:
-        stops = self._prompt.sampling.stop
         if delta.finish_reason != "stop":
             return AnswerEnd(self._index, "length")
-        known = len(stops) == 1 and delta.stop_id is None and self._prompt.form.constraint is None
-        return AnswerEnd(self._index, "tool_calls" if self._n_calls else "stop", stops[0] if known else None)
+        return AnswerEnd(self._index, "tool_calls" if self._n_calls else "stop", delta.stop_string)
 
 
 async def _merged(generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Delta]]:

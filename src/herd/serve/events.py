@@ -105,6 +105,11 @@ class Piece:
     events: Sequence[AnswerEvent]
 
 
+def stop_fields(end: AnswerEnd | Choice) -> dict[str, str]:
+    """Return the stop string that ended a choice, under the name that vLLM gives it, if one did."""
+    return {} if end.stop_string is None else {"stop_reason": end.stop_string}
+
+
 class Paragraphs:
     """Joins the texts of an answer's steps, for APIs whose answers have one text."""
 

@@ -28,6 +28,7 @@ from .events import (
     ScoredToken,
     ServerCall,
     ServerResult,
+    stop_fields,
 )
 from .forms import grammar_constraint, response_schema
 from .models import use_model
@@ -158,7 +159,7 @@ class ChatWriter(AnswerWriter):
         if isinstance(event, AnswerThought):
             return self._chunk(index, {"reasoning_content": event.text})
         if isinstance(event, AnswerEnd):
-            return self._chunk(index, {}, finish_reason=event.reason)
+            return self._chunk(index, {}, finish_reason=event.reason, **stop_fields(event))
         if isinstance(event, ServerCall | ServerResult):
             self._paragraphs.text(event)
             return self._chunk(index, {"herd_steps": [herd_step(event)]})
@@ -204,6 +205,7 @@ class ChatWriter(AnswerWriter):
             "message": message,
             "logprobs": chat_logprobs(choice.logprobs) if has_logprobs else None,
             "finish_reason": choice.reason,
+            **stop_fields(choice),
         }
 
     def _frame(self, answer: LiveAnswer, kind: str) -> dict[str, Any]:
@@ -217,9 +219,21 @@ class ChatWriter(AnswerWriter):
         }
 
     def _chunk(
-        self, index: int, delta: dict[str, Any], *, logprobs: Any = None, finish_reason: str | None = None
+        self,
+        index: int,
+        delta: dict[str, Any],
+        *,
+        logprobs: Any = None,
+        finish_reason: str | None = None,
+        **more: str,
     ) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+            **more,
+        }
         usage = f',"usage":{json_text(usage_so_far(self._answer, index))}' if self._tells_usage else ""
         return f"data: {self._prefix}{json_text([choice])}{usage}}}\n\n".encode()
 

@@ -17,7 +17,7 @@ from .answer import LiveAnswer
 from .auth import Principal, require
 from .calls import TextCall
 from .errors import ApiError
-from .events import AnswerEnd, AnswerEvent, AnswerText, Choice, ScoredToken
+from .events import AnswerEnd, AnswerEvent, AnswerText, Choice, ScoredToken, stop_fields
 from .forms import grammar_constraint, response_schema
 from .models import use_model
 from .problems import BadRequest, openai_error
@@ -101,8 +101,9 @@ class CompletionWriter(AnswerWriter):
         """Return the chunk of an event."""
         if isinstance(event, AnswerText):
             return self._chunk(event.index, event.text, self._logprobs(event.index, event.logprobs))
-        reason = event.reason if isinstance(event, AnswerEnd) else None
-        return self._chunk(event.index, "", None, reason)
+        if isinstance(event, AnswerEnd):
+            return self._chunk(event.index, "", None, event.reason, **stop_fields(event))
+        return self._chunk(event.index, "", None, None)
 
     def end(self, answer: LiveAnswer) -> bytes:
         """Return the usage if it was asked for, the warnings, and the end of the stream."""
@@ -126,6 +127,7 @@ class CompletionWriter(AnswerWriter):
                 "text": choice.text,
                 "logprobs": self._logprobs(choice.index, choice.logprobs),
                 "finish_reason": choice.reason,
+                **stop_fields(choice),
             }
             for choice in choices
         ]
@@ -142,8 +144,8 @@ class CompletionWriter(AnswerWriter):
             "system_fingerprint": answer.served.fingerprint,
         }
 
-    def _chunk(self, index: int, text: str, logprobs: Any, reason: str | None = None) -> bytes:
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+    def _chunk(self, index: int, text: str, logprobs: Any, reason: str | None = None, **more: str) -> bytes:
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, **more}
         usage = {"usage": usage_so_far(self._answer, index)} if self._asked.tells_usage else {}
         return sse_data(self._head | {"choices": [choice]} | usage)
 

@@ -77,7 +77,9 @@ def page_files() -> tuple[str, dict[str, PageFile]]:
     digest = hashlib.sha256(b"".join(name.encode() + each for name, each in contents.items())).hexdigest()[
         :16
     ]
-    scripts = [name for name in contents if name.endswith(".js") and name not in ("main.js", "theme.js", *ON_DEMAND)]
+    scripts = [
+        name for name in contents if name.endswith(".js") and name not in ("main.js", "theme.js", *ON_DEMAND)
+    ]
     preload = "\n".join(f'<link rel="modulepreload" href="{{page}}/{name}">' for name in scripts)
     for name in contents:
         if name.endswith(".js") and not name.startswith("vendor/"):

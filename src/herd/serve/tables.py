@@ -89,10 +89,7 @@ days = Table(
 )
 
 prompts = Table(
-    "prompts",
-    metadata,
-    Column("name", String(64), primary_key=True),
-    Column("text", Text, nullable=False),
+    "prompts", metadata, Column("name", String(64), primary_key=True), Column("text", Text, nullable=False)
 )
 
 audit = Table(

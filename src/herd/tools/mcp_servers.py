@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import ConfigError, ToolError
 from .stdio_server import StdioServer
@@ -43,7 +43,10 @@ MAX_TOOLS, MAX_PAGES = 256, 32
 
 
 class ServerEntry(BaseModel):
-    """A server in the file: a program (``command``, ``args``, ``env``) or an address with ``headers``."""
+    """A server in the file: a program (``command``, ``args``, ``env``) or an address with ``headers``.
+
+    ``timeout_ms`` is the longest that a call may take, in milliseconds. None: `CALL_SECONDS`.
+    """
 
     model_config = ConfigDict(extra="ignore", strict=True)
     command: str | None = None
@@ -51,6 +54,7 @@ class ServerEntry(BaseModel):
     env: dict[str, str] = {}
     url: str | None = None
     headers: dict[str, str] = {}
+    timeout_ms: int | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> ServerEntry:
@@ -152,7 +156,8 @@ class _Connection:
     """One server: the session that is open, and the digest of its list of tools."""
 
     def __init__(self, name: str, entry: ServerEntry, call_seconds: float) -> None:
-        self._name, self._entry, self._call_seconds = name, entry, call_seconds
+        self._name, self._entry = name, entry
+        self._call_seconds = entry.timeout_ms / 1000 if entry.timeout_ms else call_seconds
         self._program = StdioServer(entry.command, entry.args, entry.env) if entry.command else None
         self._client: Client | None = None
         self._task: asyncio.Task[None] | None = None

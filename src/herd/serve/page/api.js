@@ -62,8 +62,8 @@ const json = async (path, options) => (await request(path, options)).json();
 const send = (method, path, body) => json(path, { method, body: JSON.stringify(body) });
 
 export const listModels = async () => (await json("/v1/models")).data;
-export const listTools = async () => (await json("/herd/v1/tools")).tools;
-export const listPrompts = () => json("/herd/v1/prompts");
+export const listTools = () => json("/herd/v1/tools").then(({ tools }) => tools, () => []);
+export const listPrompts = () => json("/herd/v1/prompts").catch(() => ({}));
 export const sharePrompt = (name, text) => send("PUT", `/herd/v1/prompts/${encodeURIComponent(name)}`, { text });
 export const readUsage = (since) => json(`/herd/v1/usage?since=${since}`);
 export const listKeys = () => json("/herd/v1/keys");

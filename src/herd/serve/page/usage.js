@@ -137,22 +137,23 @@ function Keys({ keys, token, currency }) {
     <div class="rows">
       ${keys
         .filter(({ state: now }) => now === "active")
-        .map(
-          ({ id, name, policy }) =>
-            html`<form key=${id} onSubmit=${change(id)}>
+        .map(({ id, name, policy }) => {
+          const budgets = policy.budgets.map((budget) => shown(budget, currency)).join("; ").replaceAll(",", "");
+          // A new key after a change, so that the field shows it
+          return html`<form key=${id + budgets} onSubmit=${change(id)}>
               <b>${name}</b>
               <small>${policy.scopes.includes("admin") ? "administrator" : policy.tools.join(", ")}</small>
               <input
                 name="budget"
                 aria-label=${`Budget of ${name}`}
                 placeholder="no budget"
-                value=${policy.budgets.map((budget) => shown(budget, currency)).join("; ").replaceAll(",", "")}
+                defaultValue=${budgets}
                 disabled=${policy.budgets.length > 1}
               />
               <button>Save</button>
               <button type="button" onClick=${revoke(id, name)} aria-label=${`Revoke ${name}`}>Revoke</button>
-            </form>`,
-        )}
+            </form>`;
+        })}
     </div>
     <form class="new" onSubmit=${create}>
       <input name="name" required maxlength="64" aria-label="Name of the new key" placeholder="Name, e.g. alice" />
