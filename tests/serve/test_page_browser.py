@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_server_tools import asked, call
 
 from conftest import running
 from herd.serve.keys import SCOPES, KeyPolicy, create_key, find_key
 from herd.serve.prices import TokenPrice, format_money, set_price
 from herd.serve.server_tools import ServerTools
 from herd.serve.usage import read_usage
-from test_server_tools import asked, call
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "bench"))
@@ -680,7 +680,7 @@ def test_tools_on_the_server_are_switched_on_and_their_calls_are_shown(tokenizer
         ask(page, "six times seven")
         assert page.locator(".step summary code").inner_text() == "code_interpreter"
         page.click(".step summary")
-        assert [text.strip() for text in page.locator(".step pre").all_inner_texts()][0] == "print(6 * 7)"
+        assert next(text.strip() for text in page.locator(".step pre").all_inner_texts()) == "print(6 * 7)"
         assert "42" in page.locator(".step pre").nth(1).inner_text()
         assert page.locator(".answer .text strong").inner_text() == "42"
         page.reload()

@@ -186,10 +186,10 @@ def revoke_key(store: Store, id_or_name: str, actor: str) -> KeyInfo:
 def change_key(
     store: Store, id_or_name: str, changes: Mapping[str, Any], actor: str, currency: str = ""
 ) -> KeyInfo:
-    """Change fields of a key's policy and return the key. Requests that are open keep what they were admitted with.
+    """Change fields of a key's policy and return the key. Open requests keep what they were admitted with.
 
-    ``currency`` is the currency of budgets in money. Raises ConfigError for a key that was revoked, and ValueError
-    for a policy that is malformed.
+    ``currency`` is the currency of budgets in money. Raises ConfigError for a key that was revoked, and
+    ValueError for a policy that is malformed.
     """
     with store.write(durable=True) as connection:
         info = _find(connection, id_or_name)

@@ -23,7 +23,7 @@ def read_prompts(store: Store) -> dict[str, str]:
 
 
 def write_prompt(store: Store, name: str, text: str, actor: str) -> dict[str, str]:
-    """Store a prompt, or remove it if the text is empty, and return all. Raises ConfigError if it cannot be stored."""
+    """Store a prompt, or remove it if the text is empty, and return all. Raises ConfigError for a bad one."""
     if not _NAME.fullmatch(name):
         raise ConfigError(f"prompt {name[:80]!r}: a name has 1 to 64 letters, digits, spaces and .,!?()+-")
     if len(text) > MAX_CHARACTERS:
