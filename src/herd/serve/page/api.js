@@ -58,18 +58,10 @@ async function request(path, options = {}) {
   throw new Problem(response.status, body.error, Number(response.headers.get("retry-after")) || 0);
 }
 
-const json = async (path, options) => (await request(path, options)).json();
-const send = (method, path, body) => json(path, { method, body: JSON.stringify(body) });
-
+export const json = async (path, options) => (await request(path, options)).json();
 export const listModels = async () => (await json("/v1/models")).data;
 export const listTools = () => json("/herd/v1/tools").then(({ tools }) => tools, () => []);
 export const listPrompts = () => json("/herd/v1/prompts").catch(() => ({}));
-export const sharePrompt = (name, text) => send("PUT", `/herd/v1/prompts/${encodeURIComponent(name)}`, { text });
-export const readUsage = (since) => json(`/herd/v1/usage?since=${since}`);
-export const listKeys = () => json("/herd/v1/keys");
-export const createKey = (body) => send("POST", "/herd/v1/keys", body);
-export const changeKey = (id, body) => send("PATCH", `/herd/v1/keys/${id}`, body);
-export const revokeKey = (id) => json(`/herd/v1/keys/${id}`, { method: "DELETE" });
 
 // Yields the chunks of a streamed chat completion. Throws a Problem, or AbortError after `signal`.
 export async function* streamChat(body, signal) {

@@ -1,7 +1,15 @@
 // What keys have used, and for administrators the keys themselves and the shared prompts.
-import { changeKey, createKey, listKeys, listPrompts, readUsage, revokeKey, sharePrompt } from "./api.js";
+import { json, listPrompts } from "./api.js";
 import { $, icon, number, set, state } from "./state.js";
 import { html, render } from "./vendor/preact.js";
+
+const send = (method, path, body) => json(path, { method, body: JSON.stringify(body) });
+const sharePrompt = (name, text) => send("PUT", `/herd/v1/prompts/${encodeURIComponent(name)}`, { text });
+const readUsage = (since) => json(`/herd/v1/usage?since=${since}`);
+const listKeys = () => json("/herd/v1/keys");
+const createKey = (body) => send("POST", "/herd/v1/keys", body);
+const changeKey = (id, body) => send("PATCH", `/herd/v1/keys/${id}`, body);
+const revokeKey = (id) => json(`/herd/v1/keys/${id}`, { method: "DELETE" });
 
 const DAYS = 30;
 const DAY = 86_400_000;
