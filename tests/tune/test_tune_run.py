@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -81,6 +84,24 @@ def test_an_interrupted_run_resumes_with_the_same_bits(base, dialogs, tmp_path, 
     whole, parts = (checkpoint.load_model(tmp_path / name / "model") for name in ("whole", "parts"))
     for (name, a), (_, b) in zip(whole.named_parameters(), parts.named_parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+@pytest.mark.soak
+def test_a_killed_process_is_started_again_and_ends_with_the_same_bits(base, dialogs, tmp_path):
+    """SIGKILL as soon as there is a state, so that training is under way and steps after it are lost."""
+    words = ["--data", str(dialogs), "--steps", "40", "--method", "lora", "--rank", "4", "--context", "64"]
+    words += ["--other", str(other(tmp_path)), "--out"]
+    tune(base, *words, tmp_path / "whole")
+    command = [sys.executable, "-m", "herd", "tune", str(base), *words, str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list((tmp_path / "killed").glob("state/step-*")):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "adapter").exists()
+    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    for name in ("adapter/adapter_model.safetensors", "changes.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_edited_data_and_other_options_are_refused_by_name(base, dialogs, tmp_path, capsys):
