@@ -24,7 +24,7 @@ row that was interrupted continues, and targets are labelled once. Minutes are f
                       rounded weights: KL from the student itself and from the teacher
     copy          5   copying and looking up, of the teacher, the pruned and the trained student of student85
     draft        20   the student of student70m as the draft of its teacher: acceptance against 1 - TV, and speed
-    chat         40   how many of 100 first questions the student of student75 answers to the end; IFEval
+    chat         40   how many of 100 prompts the student of student75 answers to the end, and IFEval
     dryrun       30   the predicted time and bytes of a small run against the run itself
 
 Training text: wikitext-2 valid, the first four fifths of the Debian handbook, the Debian reference, and nine of ten

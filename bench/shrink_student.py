@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from dataclasses import replace
@@ -37,7 +38,6 @@ from herd.train.recipe import Recipe
 from herd.train.run import run_recipe
 from shrinking import (
     FILE,
-    dialogs,
     on_step,
     planned_arm,
     quality,
@@ -181,11 +181,12 @@ def draft_row(args: argparse.Namespace) -> None:
     source, folder = shop.cells.folder / record["model"], shop.cells.folder / "arms" / arm.name / "draft-q4"
     if not folder.exists():
         quantize_folder(open_source(str(source)), folder, named_scheme("q4", arm.config))
-    n_answers, new = (12, 16) if args.limit else (400, 64)
+    n_answers, new = (12, 16) if args.limit else (600, 64)
     model, small = (load_model(path).float().eval().requires_grad_(False) for path in (FILE, folder))
-    prompts = _questions(shop, 8 * n_answers)[:n_answers]
+    prompts = _questions(shop)
     requests = [
-        Request(prompt, Sampling(temperature=1.0, max_tokens=new, seed=i)) for i, prompt in enumerate(prompts)
+        Request(prompts[i % len(prompts)], Sampling(temperature=1.0, max_tokens=new, seed=i))
+        for i in range(n_answers)
     ]
     found = measure_acceptance(model, small, shop.tokenizer, requests, draft_tokens=4, temperature=1.0)
     values = found.values() | _speed_up(shop, model, small, prompts[: 2 if args.limit else 8], new)
@@ -226,23 +227,24 @@ def _speed_up(shop: Workshop, model: Any, small: Any, prompts: list[list[int]], 
 # Chat -------------------------------------------------------------------------------------------------------
 
 
-def _questions(shop: Workshop, n: int) -> list[list[int]]:
-    """Return the first questions of the first ``n`` dialogs as prompts, those of held-out dialogs first."""
-    every = dialogs()
-    held_out, others = every[::10], [one for number, one in enumerate(every) if number % 10]
-    prompts = [encode_prompt(shop.tokenizer, one[:1]) for one in (held_out + others)[:n]]
+def _questions(shop: Workshop) -> list[list[int]]:
+    """Return the 175 seed tasks of Alpaca as prompts. No student was trained on them."""
+    lines = (DATA / "alpaca_seed" / "seed_tasks.jsonl").read_text(encoding="utf-8").splitlines()
+    tasks = [json.loads(line) for line in lines]
+    texts = [f"{task['instruction']}\n\n{task['instances'][0]['input']}".strip() for task in tasks]
+    prompts = [encode_prompt(shop.tokenizer, [{"role": "user", "content": text}]) for text in texts]
     return [prompt for prompt in prompts if len(prompt) < 512]
 
 
 def chat_row(args: argparse.Namespace) -> None:
-    """100 first questions of oasst1, held-out ones first, with at most 1,024 tokens of answer; IFEval whole."""
+    """The first 100 seed tasks of Alpaca, with at most 1,024 tokens of answer, and IFEval."""
     shop = workshop(args)
     tokens = 4_096 if args.limit else args.tokens or 1_300_000
     arm = planned_arm(shop, 101.5e6)
     shop.rates(arm.config)
     record = shop.trained(arm, tokens, on_step)
     n = 6 if args.limit else 100
-    prompts = _questions(shop, 2 * n)[:n]
+    prompts = _questions(shop)[:n]
     values: dict[str, Value] = {}
     folders = {"teacher": Path(str(FILE)), "student": shop.cells.folder / record["model"]}
     for name, folder in folders.items():

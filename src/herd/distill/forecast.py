@@ -49,6 +49,7 @@ def forecast(run: Shrinker) -> list[Forecast]:
             raced.append((control, tokens))
     if s.lr is None and s.sweep_tokens and not run.is_teacher(winner):
         raced += [(replace(winner, name=f"learning rate {factor:g}"), s.sweep_tokens) for factor in SWEEP]
+    planned = {run.arm(shape).name: shape.weights for shape in run.shapes} if run.races else {}
     started: set[str] = set()
     for arm, tokens in dict.fromkeys([*raced, (winner, s.tokens)]):
         if run.is_teacher(arm):
@@ -61,6 +62,9 @@ def forecast(run: Shrinker) -> list[Forecast]:
         if tokens:
             seconds += shop.train_seconds(tokens, arm.config) + measured
             nbytes += sizes.folder(arm.config, 4)
+        if (weights := planned.get(arm.name, "bf16")) not in PLAIN and tokens == s.race_tokens:
+            seconds += arm.config.n_params / FITTED_PER_SECOND + measured
+            nbytes += sizes.packed(arm.config, weights)
         out.append(Forecast(f"train {arm.name} on {tokens:,} tokens", seconds, nbytes))
     return [*out, *_students(run, winner, sizes)]
 
