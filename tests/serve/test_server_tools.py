@@ -289,6 +289,14 @@ def test_errors_of_tools_go_to_the_model(tokenizer, tools):
         assert "divides by zero" in tokenizer.decode(loop.requests[1].prompt_ids)
 
 
+def test_a_tool_that_the_model_made_up_is_an_error_for_the_model(tokenizer, tools):
+    with asked(tokenizer, tools, [call("maths", x=1)], ["42"]) as (http, loop):
+        choice = chat(http)["choices"][0]
+        assert choice["message"]["content"] == "42"
+        assert "unknown tool 'maths'" in choice["message"]["herd_steps"][0]["content"]
+        assert len(loop.requests) == 2
+
+
 def test_long_results_are_cut_and_say_so(tokenizer, tools):
     with asked(tokenizer, tools, [call("bad_echo", message="hi")], ["much"]) as (http, _):
         answer = chat(http, tools=[{"type": "mcp", "server_label": "bad"}])

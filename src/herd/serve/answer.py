@@ -99,7 +99,7 @@ class LiveAnswer:
     async def _events_of_steps(self, delivers: bool, agent: ToolAgent) -> AsyncIterator[AnswerEvent]:
         n_client_calls = 0
         while True:
-            reply = StepReply(n_client_calls)
+            reply = StepReply(n_client_calls, agent.has_client_tools)
             async for event in self._events_of_step(delivers, reply):
                 yield event
             if reply.end is None:  # there is nothing to run

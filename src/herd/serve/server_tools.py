@@ -97,6 +97,8 @@ class ServerTools:
 
     async def call(self, tool: OfferedTool, arguments: str) -> ToolOutcome:
         """Run a tool. ``arguments`` are JSON. An error is an outcome too, because the model may try again."""
+        if tool.group not in self.groups:
+            return ToolOutcome(f"error: unknown tool {tool.name!r}", ok=False)
         parsed: dict[str, Any] = json.loads(arguments)
         if tool.group in BUILTIN:
             text, ok = await self._run_builtin(ToolCall(tool.name, parsed, "json"))

@@ -95,8 +95,8 @@ class _Limit(Exception):
 class StepReply:
     """The reply of one step: what the next step needs, sorted out of the events for the client."""
 
-    def __init__(self, n_client_calls: int) -> None:
-        self.n_client_calls = n_client_calls
+    def __init__(self, n_client_calls: int, has_client_tools: bool) -> None:
+        self.n_client_calls, self._has_client_tools = n_client_calls, has_client_tools
         self.text = ""
         self.server_calls: list[ServerCall] = []
         self.end: AnswerEnd | None = None
@@ -106,7 +106,8 @@ class StepReply:
         """Return the events for the client. Calls of this server's tools, and an end after them, are kept."""
         passed: list[AnswerEvent] = []
         for event in events:
-            if isinstance(event, AnswerCall) and event.tool.group:
+            # Without functions of the client, a name that the model has made up is an error for the model.
+            if isinstance(event, AnswerCall) and (event.tool.group or not self._has_client_tools):
                 self.server_calls.append(ServerCall(event.index, event.id, event.tool, event.arguments))
                 continue
             if isinstance(event, AnswerCall):
@@ -136,6 +137,7 @@ class ToolAgent:
         self._tools, self._served, self._call = tools, served, call
         self._principal, self._reserve, self._settings = principal, reserve, settings
         self._max_tokens: int | None = call.sampling.get("max_tokens")
+        self.has_client_tools = any(not tool.group for tool in call.tools)
 
     async def run(self, call: ServerCall) -> ServerResult:
         """Run a call. An error of the tool is a result too."""
