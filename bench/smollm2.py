@@ -10,6 +10,8 @@ Each row is one command and one receipt (smollm2-ROW), to be run alone on a quie
                         Herd, and llama.cpp on the same file and the same tokens
     paris           1   "What is the capital of France?" asked in both
     start           1   `herd chat smollm2 -p hi` until its first token, and `python -c "import torch"`, in turns
+    speed           5   decode, prefill and the time to the first token of a one-line prompt, in turns with llama.cpp:
+                        the file as downloaded, as Q4_0 and as Q8_0
     scores         30   Herd on all items of five tasks, zero-shot, on the file as downloaded
     scores-fp32    60   the same on the unpacked weights
     decisions      40   Herd and lm-eval on transformers on the first 1,000 items of each task, unpacked weights
@@ -43,15 +45,17 @@ from contestant import Contestant
 from herd import checkpoint
 from herd.engine import Engine, Request, Sampling
 from herd.evals.bootstrap import mean_interval
-from herd.evals.rival import find_python
+from herd.evals.rival import LlamaCpp, find_python
+from herd.evals.speed import Work, longest_sequence, measure_speed
 from herd.files import write_atomically
+from herd.kernels import qmatmul
 from herd.llama.model import LlamaLM
 from herd.machine import cores
 from herd.report.receipt import Value, package_version
 
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MINUTES = {
-    "transformers": 10, "llamacpp": 10, "kl": 5, "paris": 1, "start": 1, "scores": 30, "scores-fp32": 60,
+    "transformers": 10, "llamacpp": 10, "kl": 5, "paris": 1, "start": 1, "speed": 5, "scores": 30, "scores-fp32": 60,
     "decisions": 40,
 }  # fmt: skip
 TASKS = ("hellaswag", "arc_easy", "arc_challenge", "piqa", "openbookqa")
@@ -75,7 +79,7 @@ PARIS = "What is the capital of France? Answer in one short sentence."
 def main() -> None:
     rows: dict[str, Callable[[argparse.Namespace], Any]] = {
         "transformers": transformers_row, "llamacpp": llamacpp_row, "kl": kl_row, "paris": paris_row,
-        "start": start_row,
+        "start": start_row, "speed": speed_row,
         "scores": scores_row, "scores-fp32": scores_row, "decisions": decisions_row,
     }  # fmt: skip
     parser = bench_parser(__doc__)
@@ -342,6 +346,44 @@ def start_row(args: argparse.Namespace) -> None:
         args, "time until `herd chat` answers, from the start of the process", values,
         notes=f"medians of {rounds} rounds in turns; the file is in the page cache, the native kernels are built",
     )  # fmt: skip
+
+
+def speed_row(args: argparse.Namespace) -> None:
+    rounds, steps = args.limit or 7, 32
+    line = Work("prefill", len(chat_ids(PARIS)))
+    works = {Work("decode", 128): 1.1, Work("prefill", 512): 1.5, line: 1.0}
+    values: dict[str, Value] = {}
+    for name, file in speed_files(args.work).items():
+        model = checkpoint.load_model(file, dtype=torch.float32)
+        longest = longest_sequence(list(works), rounds, steps)
+        with LlamaCpp(file, threads=args.threads, context=longest) as llama:
+            records = measure_speed(model, list(works), rounds=rounds, steps=steps, rival=llama)
+            version = llama.version
+        for record, (work, bar) in zip(records, works.items(), strict=True):
+            theirs, label = record["rival"], f"{name}, {'one line' if work == line else work}"
+            low, high = theirs["ratio_quartiles"]
+            values[f"{label}: herd"] = Value(record["tokens_per_second"], "tokens/s")
+            values[f"{label}: llama.cpp"] = Value(theirs["tokens_per_second"], "tokens/s")
+            passed = theirs["ratio"] >= bar
+            values[f"{label}: ratio"] = Value(
+                theirs["ratio"], "×", lo=low, hi=high, bar=f"≥ {bar}", passed=passed
+            )
+    receipt(
+        args, "decode, prefill and a one-line prompt beside llama.cpp on the same file", values,
+        rivals={"llama-cpp-python": version}, notes=f"{args.threads} threads, {qmatmul.path()}; medians of {rounds} "
+        f"rounds, ratios of paired rounds with their quartiles; one line: {line.tokens} tokens and the first of the "
+        "answer",
+    )  # fmt: skip
+
+
+def speed_files(work: Path) -> dict[str, Path]:
+    """Return the file as downloaded, and the same weights in two other formats; write these if they are missing."""
+    files = {"as downloaded": FILE}
+    for name, quant in (("Q4_0", "q4"), ("Q8_0", "q8")):
+        files[name] = work / f"{quant}.gguf"
+        if not files[name].exists():
+            checkpoint.export_gguf(unpacked_folder(work), files[name], quant)
+    return files
 
 
 # Scores -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Layers as one native operator each give the same bits as the model's own forward."""
+"""Layers as one native operator give the same bits as the model's own forward."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def hidden(model, kind: str, *, whole: bool) -> list[torch.Tensor]:
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("quant", "kind"), [("q4", "bf16"), ("q8", "int8"), ("q4k", "fp32")])
-def test_a_layer_in_one_operator_gives_the_same_bits_as_the_model(make_model, quant, kind, dtype):
+def test_layers_in_one_operator_gives_the_same_bits_as_the_model(make_model, quant, kind, dtype):
     plain = make_model(3, dim=256, n_heads=8, n_kv_heads=2, head_dim=32, ffn_dim=512)
     model = swap_linears(plain.to(dtype), scheme(quant))
     for fused, own in zip(hidden(model, kind, whole=False), hidden(model, kind, whole=True), strict=True):

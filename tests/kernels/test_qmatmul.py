@@ -18,6 +18,7 @@ from herd.kernels.qmatmul import (
     interleave,
     qmatmul,
     qmatmul_each,
+    qmatmul_twice,
     round_activations,
 )
 from herd.quant import FORMATS, blocks
@@ -171,6 +172,22 @@ def test_bf16_activations_give_bf16_results(format):
     assert torch.equal(y_NR, qmatmul(x_ND.float(), tiles_RB, format.code, module.here()[0]).bfloat16())
     double = qmatmul(x_ND.double(), tiles_RB, format.code, module.here()[0])
     assert double.dtype == torch.float64
+
+
+@paths
+@formats
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_rounded_in_two_steps_are_the_sum_of_both(format, path, dtype):
+    rows_RB, x_ND = random_rows((53, 768), format, 3), tokens(30, 768, dtype)
+    tiles_RB = interleave(rows_RB, format.code)
+    y_NR = qmatmul_twice(x_ND, tiles_RB, format.code, path)
+    codes, scales = round_activations(x_ND)
+    rounded_ND = (codes.unflatten(-1, (-1, 32)) * scales[..., None]).flatten(-2)
+    rest_ND = x_ND.float() - rounded_ND
+    first, second = exact(x_ND, rows_RB, format), exact(rest_ND, rows_RB, format)
+    # the rest is a difference of nearly equal numbers, and may be rounded once or twice
+    assert ((y_NR - first[0] - second[0]).abs() <= 1e-6 * (first[1] + second[1])).all()
+    assert torch.equal(y_NR[3:4], qmatmul_twice(x_ND[3:4], tiles_RB, format.code, path))
 
 
 @paths

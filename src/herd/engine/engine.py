@@ -305,7 +305,7 @@ class Engine:
         if prompts:
             self._score_prompts(parts, hidden_ND)
         if ready:
-            logits_NV = self._logits(hidden_ND[positions])
+            logits_NV = self._logits(hidden_ND if len(positions) == len(tokens) else hidden_ND[positions])
             n_before = sum(sequence.n_new for sequence, _, _ in ready)
             accepted = verify(logits_NV, [s for s, _, _ in ready], [draft for _, draft, _ in ready])
             self._timers[0].note(len(tokens), time.perf_counter() - began)

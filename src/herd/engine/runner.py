@@ -17,7 +17,7 @@ from .cache import Cached, PagedCache
 class ModelRunner:
     """A model with its cache.
 
-    A quantized model on a CPU runs each layer as one native operator, with the same results as the model's
+    A quantized model on a CPU runs all layers as one native operator, with the same results as the model's
     own forward. Any other model runs its own forward, and so does every step that uses an adapter.
     """
 
@@ -45,6 +45,4 @@ class ModelRunner:
         trunk = self.model.model
         x_ND = trunk.embed_tokens(tokens_1N)[0]
         cos, sin = rope.rotation(trunk.inv_freq, positions_1N, x_ND.dtype, trunk.config.rope_scaling)
-        for index, layer in enumerate(self._layers):
-            x_ND = layer(x_ND, cos, sin, attend.pool, attend.ragged, index)
-        return trunk.norm(x_ND)
+        return trunk.norm(self._layers(x_ND, cos, sin, attend.pool, attend.ragged))

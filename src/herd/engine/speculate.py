@@ -81,7 +81,9 @@ def verify(
     n_accepted = [0] * len(sequences)
     going, step = list(range(len(sequences))), 0
     while going:
-        raw_BV = logits_NV[[starts[i] + step for i in going]]
+        raw_BV = logits_NV
+        if len(going) < len(logits_NV):
+            raw_BV = logits_NV[[starts[i] + step for i in going]]
         processed_BV, best, errors = _process(raw_BV, [sequences[i] for i in going])
         if errors:
             for b, error in errors.items():

@@ -1,4 +1,4 @@
-"""A whole decoder layer with a paged cache as one native operator, for quantized weights.
+"""Decoder layers with a paged cache as one native operator, for quantized weights.
 
 A decode step reads gigabytes of weights and so evicts everything else from the processor's caches. Each of
 the dozen returns to Python between a layer's operators then takes several times as long as in a small loop.
@@ -9,7 +9,9 @@ Shapes: N new tokens of all sequences in one row, D model dim, K head dim.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,14 +21,19 @@ from .paged_attention import WIDEST, Ragged
 from .pointwise import NATIVE_DTYPES
 from .qmatmul import PATHS
 
+AT_ONCE = 32
+"""Up to this many tokens, all layers are one call. More take seconds, and Ctrl-C must work between layers."""
+NORMS, MATRICES = 2, 7
+"""Norms and matrices of a layer."""
+
 
 @dataclass(frozen=True)
-class FusedLayer:
-    """The weights of a decoder layer in the order in which the operator takes them.
+class FusedLayers:
+    """The weights of all decoder layers in the order in which the operator takes them.
 
-    ``norms`` are the two (D,) before attention and before the feed-forward. ``tiles`` and ``format_codes``
-    are those of q, k, v, o, gate, up and down, as `qmatmul.interleave` returns them. ``path`` is one of
-    `qmatmul.PATHS`.
+    ``norms`` are the two (D,) of each layer, before attention and before the feed-forward. ``tiles`` and
+    ``format_codes`` are those of its q, k, v, o, gate, up and down, as `qmatmul.interleave` returns them.
+    ``path`` is one of `qmatmul.PATHS`.
     """
 
     norms: list[Tensor]
@@ -38,7 +45,7 @@ class FusedLayer:
 
     @property
     def native(self) -> bool:
-        """Whether the operator supports this layer: on the CPU, fp32 or bf16 norms, and its head dim."""
+        """Whether the operator supports these layers: on the CPU, fp32 or bf16 norms, and their head dim."""
         types = {norm.dtype for norm in self.norms}
         return (
             all(tensor.is_cpu for tensor in (*self.norms, *self.tiles))
@@ -48,24 +55,31 @@ class FusedLayer:
             and self.head_dim <= WIDEST
         )
 
-    def __call__(
-        self, x_ND: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, ragged: Ragged, layer: int
-    ) -> Tensor:
-        """Return the layer's output for x (N, D), and write keys and values to ``pool``.
+    def __call__(self, x_ND: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, ragged: Ragged) -> Tensor:
+        """Return the last layer's output for x (N, D), and write keys and values to ``pool``.
 
         cos and sin are (1, N, 1, K).
         """
-        return torch.ops.herd_native.block(
-            x_ND,
-            self.norms,
-            self.tiles,
-            self.format_codes,
-            PATHS.index(self.path),
-            self.eps,
-            cos,
-            sin,
-            pool,
-            ragged.tables,
-            ragged.rows,
-            layer,
-        )
+        path = PATHS.index(self.path)
+        for first, norms, tiles, codes in self._whole if len(x_ND) <= AT_ONCE else self._single:
+            x_ND = torch.ops.herd_native.blocks(
+                x_ND, norms, tiles, codes, path, self.eps, cos, sin, pool, ragged.tables, ragged.rows, first
+            )
+        return x_ND
+
+    @cached_property
+    def _whole(self) -> Sequence[tuple[int, list[Tensor], list[Tensor], list[int]]]:
+        return [(0, self.norms, self.tiles, self.format_codes)]
+
+    @cached_property
+    def _single(self) -> Sequence[tuple[int, list[Tensor], list[Tensor], list[int]]]:
+        """The index and the weights of each layer."""
+        return [
+            (
+                layer,
+                self.norms[NORMS * layer : NORMS * (layer + 1)],
+                self.tiles[MATRICES * layer : MATRICES * (layer + 1)],
+                self.format_codes[MATRICES * layer : MATRICES * (layer + 1)],
+            )
+            for layer in range(len(self.norms) // NORMS)
+        ]

@@ -63,6 +63,10 @@ def here() -> tuple[str, ...]:
         "herd_native::qmatmul",
         lambda x, tiles, *_: [x.new_empty(x.shape[0], each.shape[0]) for each in tiles],
     )
+    torch.library.register_fake(
+        "herd_native::qmatmul_twice",
+        lambda x, tiles, *_: x.new_empty(x.shape[0], tiles.shape[0], dtype=torch.float32),
+    )
     for name in ("qmatmul_interleave", "qmatmul_deinterleave"):
         torch.library.register_fake(f"herd_native::{name}", lambda *_: None)
     return tuple(PATHS[number] for number in torch.ops.herd_native.qmatmul_paths())
@@ -94,6 +98,16 @@ def qmatmul_each(x_ND: Tensor, tiles: list[Tensor], format_codes: list[int], pat
     if x_ND.dtype not in (torch.float32, torch.bfloat16):
         return [y_NR.to(x_ND.dtype) for y_NR in qmatmul_each(x_ND.float(), tiles, format_codes, path)]
     return torch.ops.herd_native.qmatmul(x_ND.contiguous(), tiles, format_codes, PATHS.index(path))
+
+
+def qmatmul_twice(x_ND: Tensor, tiles_RB: Tensor, format_code: int, path: str) -> Tensor:
+    """Return x times the transposed weights, (N, R) fp32, with activations rounded in two steps.
+
+    The first step rounds them to int8, the second one the errors of the first. The weights are read once.
+    """
+    if x_ND.dtype not in (torch.float32, torch.bfloat16):
+        x_ND = x_ND.float()
+    return torch.ops.herd_native.qmatmul_twice(x_ND.contiguous(), tiles_RB, format_code, PATHS.index(path))
 
 
 def interleave(blocks_RB: Tensor, format_code: int) -> Tensor:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import QuantError
-from ..kernels.fused_layer import FusedLayer
-from ..kernels.qmatmul import round_activations
+from ..kernels.fused_layer import FusedLayers
+from ..kernels.qmatmul import qmatmul_twice
 from ..llama import rope
 from ..llama.config import ModelConfig
-from ..llama.model import DecoderLayer, LlamaLM
+from ..llama.model import DecoderLayer, LlamaLM, RMSNorm
 from ..llama.switched import SwitchedLinear
 from . import blocks
 from .formats import Format, Scheme
@@ -104,14 +104,10 @@ class QuantHead(QuantLinear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel is REFERENCE or (x.requires_grad and torch.is_grad_enabled()):
+        if self.kernel == REFERENCE or (x.requires_grad and torch.is_grad_enabled()):
             return super().forward(x)
-        x_ND = x.flatten(0, -2).float()
-        codes_ND, scales_NG = round_activations(x_ND)
-        rounded_ND = (codes_ND.unflatten(-1, (scales_NG.shape[1], -1)) * scales_NG[..., None]).flatten(-2)
-        y_2NR = super().forward(torch.cat((x_ND, x_ND - rounded_ND)))
-        first_NR, rest_NR = y_2NR.chunk(2)
-        return (first_NR + rest_NR).view(*x.shape[:-1], -1)
+        y_NR = qmatmul_twice(x.flatten(0, -2), self.prepared, self.format.code, self.kernel.name)
+        return y_NR.view(*x.shape[:-1], -1)
 
 
 class QuantEmbedding(nn.Module):
@@ -234,37 +230,34 @@ def packed_weights(model: LlamaLM) -> Iterator[tuple[str, Format, Tensor]]:
             yield f"{name}.weight", module.format, module.blocks
 
 
-def fused_layers(model: LlamaLM) -> list[FusedLayer] | None:
-    """Return the model's layers as one native operator each.
+def fused_layers(model: LlamaLM) -> FusedLayers | None:
+    """Return the model's layers as one native operator.
 
-    Returns None unless all linear layers of each are stored in blocks, have the same CPU kernel and no bias.
+    Returns None unless all linear layers are stored in blocks, have the same CPU kernel and no bias.
     Adapters of `llama.switched` are left out.
     """
-    fused = [_fused_layer(layer) for layer in model.model.layers]
-    native = [layer for layer in fused if layer is not None and layer.native]
-    return native if len(native) == len(fused) else None
-
-
-def _fused_layer(layer: nn.Module) -> FusedLayer | None:
-    assert isinstance(layer, DecoderLayer)
-    attention, mlp = layer.self_attn, layer.mlp
-    linears: list[nn.Module] = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    norms: list[RMSNorm] = []
+    linears: list[nn.Module] = []
+    for layer in model.model.layers:
+        assert isinstance(layer, DecoderLayer)
+        attention, mlp = layer.self_attn, layer.mlp
+        norms += layer.input_layernorm, layer.post_attention_layernorm
+        linears += attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+        linears += mlp.gate_proj, mlp.up_proj, mlp.down_proj
     linears = [linear.base if isinstance(linear, SwitchedLinear) else linear for linear in linears]
-    packed = [linear for linear in linears if isinstance(linear, QuantLinear)]
+    packed = [linear for linear in linears if isinstance(linear, QuantLinear) and linear.bias is None]
     kernels = {linear.kernel for linear in packed}
-    biased = any(linear.bias is not None for linear in packed)
-    if biased or len(packed) < len(linears) or len(kernels) > 1 or not kernels.issubset(NATIVE.values()):
+    if len(packed) < len(linears) or len(kernels) > 1 or not kernels.issubset(NATIVE.values()):
         return None
-    norms = layer.input_layernorm, layer.post_attention_layernorm
-    return FusedLayer(
+    fused = FusedLayers(
         norms=[norm.weight for norm in norms],
         tiles=[linear.prepared for linear in packed],
         format_codes=[linear.format.code for linear in packed],
         path=packed[0].kernel.name,
         eps=norms[0].eps,
-        head_dim=attention.head_dim,
+        head_dim=model.config.head_dim,
     )
+    return fused if fused.native else None
 
 
 def _row_weights(blocks_RB: Tensor, format: Format) -> int:

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -238,14 +239,14 @@ void store(const Shape& s, uint8_t* head, int64_t place, const float* key, const
 // The memory of a thread: prepared queries and, for each, the running softmax over the keys of this part
 // and over all.
 struct Scratch {
-  std::vector<float> memory;
+  std::unique_ptr<float[]> memory;  // not set to zero
   float *query, *out, *sum, *top, *total, *total_sum, *total_top, *score;
-  explicit Scratch(int64_t K) : memory(QUERIES * (3 * K + LANES + 3) + TALL * PAGE) {
-    float* at = memory.data();
+  Scratch(int64_t queries, int64_t K) : memory(new float[queries * (3 * K + LANES + 3) + TALL * PAGE]) {
+    float* at = memory.get();
     const auto take = [&](int64_t n) { return std::exchange(at, at + n); };
-    query = take(QUERIES * K), out = take(QUERIES * K), total = take(QUERIES * K), sum = take(QUERIES * LANES);
+    query = take(queries * K), out = take(queries * K), total = take(queries * K), sum = take(queries * LANES);
     score = take(TALL * PAGE);
-    top = take(QUERIES), total_sum = take(QUERIES), total_top = take(QUERIES);
+    top = take(queries), total_sum = take(queries), total_top = take(queries);
   }
 };
 
@@ -491,11 +492,12 @@ void run(const Shape& s, std::vector<Row>& rows, const Tensor& q, const Tensor& 
   write<Kind>(s, rows, data<T>(k), data<T>(v), k.stride(0), v.stride(0));
   std::vector<Unit> units;
   std::vector<std::pair<int64_t, int64_t>> joins;
-  int64_t partials_size = 0;
+  int64_t partials_size = 0, most = 0;  // most tokens of a unit
   const int64_t tokens = std::max<int64_t>(QUERIES / s.R, 1);
   for (int64_t r = 0; r < int64_t(rows.size()); r++) {
     Row& row = rows[r];
     row.partials = partials_size;
+    most = std::max(most, std::min(row.n, tokens));
     if (row.shared()) {
       partials_size += row.n * s.H * row.splits() * (s.K + 2);
       for (int64_t head = 0; head < row.n * s.H; head++) joins.emplace_back(r, head);
@@ -509,7 +511,7 @@ void run(const Shape& s, std::vector<Row>& rows, const Tensor& q, const Tensor& 
   std::atomic<int64_t> next{0};
   const int64_t n_units = units.size();
   parallel(n_units, 1, [&](int64_t, int64_t) {  // the next free thread takes the next unit
-    Scratch scratch(s.K);
+    Scratch scratch(most * s.R, s.K);
     for (int64_t i; (i = next++) < n_units;)
       attend<Kind>(s, rows[units[i].row], units[i], scratch, data<T>(q), data<T>(out), partials.data());
   });

@@ -23,7 +23,7 @@ constexpr int64_t FEW = 2;            // up to this many tokens, tiles are taken
 constexpr int64_t GROUPS = 16;        // groups of tokens of a unit of work
 constexpr int64_t TILES = 4;          // tiles of a unit of work with unpacked codes
 constexpr int64_t STRETCH = 16;       // tiles of a unit of work otherwise: every break costs reading time
-constexpr int64_t PIECE = 16;         // blocks of a panel: two panels of 10 KiB stay in L1
+constexpr int64_t PIECE = 16;         // most blocks of a panel: two panels of 10 KiB stay in L1
 
 // In the order of PATHS in qmatmul.py; null where this processor lacks the instructions.
 constexpr int64_t PATHS = 5;
@@ -205,6 +205,12 @@ struct Weights {
   const Layout& layout() const { return any_path().layout[format]; }
   int64_t n_tiles() const { return (rows + ROWS - 1) / ROWS; }
   const uint8_t* tile(int64_t i) const { return i < rows / ROWS ? tiles + i * tile_bytes : rest.data(); }
+  // Blocks of a panel: all panels of a row have about the same length, because a short one costs as much time
+  // between the products as a long one.
+  int64_t piece() const {
+    const int64_t whole = blocks / layout().blocks, panels = (blocks + PIECE - 1) / PIECE;
+    return (whole + panels - 1) / panels * layout().blocks;
+  }
   int64_t offset(int64_t block) const { return block / layout().blocks * layout().bytes * ROWS; }  // in each tile
 };
 
@@ -221,7 +227,7 @@ void multiply_unit(const Path& path, const Weights& weights, int64_t first_tile,
                    int64_t first_group, int64_t end_group, const uint8_t* tokens, T* y) {
   const int64_t start = groups.start(first_group), n_tokens = groups.start(end_group) - start;
   const bool direct = groups.direct();
-  const int64_t piece = direct ? weights.blocks : PIECE, stride = n_tokens * ROWS;
+  const int64_t piece = direct ? weights.blocks : weights.piece(), stride = n_tokens * ROWS;
   // with few tokens memory is the limit, and it is read fastest without a break; two tiles' long blocks do
   // not fit into a cache either
   const int64_t m = groups.length(first_group);
@@ -289,6 +295,37 @@ std::vector<Tensor> qmatmul(Tensor x_ND, std::vector<Tensor> matrices, std::vect
   return out;
 }
 
+// x (N, D) times the transposed weights (R, D), with activations rounded in two steps: to int8, and what that
+// step lost to int8 as well. The second step is computed as N more tokens, for which the weights are not read
+// again. Returns (N, R) fp32.
+Tensor qmatmul_twice(Tensor x_ND, Tensor tiles_RB, int64_t code, int64_t path) {
+  const int64_t N = x_ND.size(0), D = x_ND.size(1);
+  require(x_ND.is_contiguous() && D % BLOCK == 0, "activations must be contiguous, in blocks of 32");
+  Tensor both = fresh({2 * N, D}, ScalarType::Float);
+  float *first = data<float>(both), *rest = first + N * D;
+  by_type(x_ND, [&]<class T>(T*) {
+    const T* x = data<T>(x_ND);
+    parallel(N, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin * D; at < end * D; at += BLOCK) {
+        int8_t codes[BLOCK];
+        float scale, minus;
+        int32_t minus_int, minus_second;
+        for (int i = 0; i < BLOCK; i++) first[at + i] = get(x[at + i]);
+        round_block(first + at, codes, scale, minus, minus_int, minus_second);
+        for (int i = 0; i < BLOCK; i++) rest[at + i] = first[at + i] - float(codes[i]) * scale;
+      }
+    });
+  });
+  const Tensor y = qmatmul(both, {tiles_RB}, {code}, path)[0];
+  const int64_t R = y.size(1);
+  float *out = data<float>(y), *more = out + N * R;
+  parallel(N * R, 1 << 14, [&](int64_t begin, int64_t end) {
+#pragma omp simd
+    for (int64_t i = begin; i < end; i++) out[i] += more[i];
+  });
+  return reshaped(y, {N, R});
+}
+
 namespace {
 
 // The paths that this processor and this build support, as numbers for `qmatmul`, fastest first.
@@ -312,6 +349,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(herd_native, m) {
   m.def("qmatmul_interleave(Tensor blocks, int format, Tensor(a!) tiles) -> ()");
   m.def("qmatmul_deinterleave(Tensor tiles, int format, Tensor(a!) blocks) -> ()");
   m.def("qmatmul(Tensor x, Tensor[] tiles, int[] formats, int path) -> Tensor[]");
+  m.def("qmatmul_twice(Tensor x, Tensor tiles, int format, int path) -> Tensor");
   m.def("qmatmul_paths() -> int[]");
   m.def("qmatmul_formats() -> int[]");
 }
@@ -320,6 +358,7 @@ STABLE_TORCH_LIBRARY_IMPL(herd_native, CPU, m) {
   m.impl("qmatmul_interleave", TORCH_BOX(&herd::interleave));
   m.impl("qmatmul_deinterleave", TORCH_BOX(&herd::deinterleave));
   m.impl("qmatmul", TORCH_BOX(&herd::qmatmul));
+  m.impl("qmatmul_twice", TORCH_BOX(&herd::qmatmul_twice));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(herd_native, CompositeExplicitAutograd, m) {
