@@ -33,7 +33,7 @@ from ..train.objectives import batch_loss, lm, sampled_distil
 from ..train.parallel import device_of_rank
 from ..train.recipe import read_recipe
 from ..train.run import run_recipe
-from .cells import QAD_RATE, SWEEP, Cells
+from .cells import SWEEP, Cells
 from .importance import Importance, best_block, importance, random_importance, uniform_layers
 from .label import draw, label
 from .material import Material
@@ -417,9 +417,7 @@ class Workshop:
         name = f"{start.partition('/')[0]}-{to}-{tokens}"
 
         def work() -> dict[str, Any]:
-            recipe = self._recipe(
-                arm, targets, tokens, start, name, QAD_RATE * s.learning_rate(arm.config), to
-            )
+            recipe = self._recipe(arm, targets, tokens, start, name, s.learning_rate(arm.config), to)
             model, result = run_recipe(read_recipe(recipe), on_step=on_step)
             student = load_model(model, device=self.device).eval()
             return {

@@ -42,10 +42,6 @@ SWEEP = (0.2, 0.6, 2.0)
 """Factors of the usual learning rate that a sweep tries."""
 
 
-QAD_RATE = 0.3
-"""Factor of the usual learning rate for a student that is distilled in rounded weights."""
-
-
 class ShrinkSettings(Section):
     """The settings of a shrink run. They must not change when the run is continued."""
 
