@@ -23,7 +23,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,13 @@ import torch
 from common import DATA, bench_parser, save_receipt
 from herd import checkpoint
 from herd.data.batch import Batch
-from herd.data.tool_dialogs import openai_record, tool_dialogs
 from herd.data.tuning import AnswerPair, read_tuning
 from herd.llama.lora import add_lora, lora_layers
 from herd.llama.model import LlamaLM
 from herd.report.receipt import Value
 from herd.text import Rendered
 from oasst import pairs
+from tune import tool_rows
 
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 RANK, SCALE, SEED = 16, 2.0, 0
@@ -190,7 +189,7 @@ def kill_row(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="herd-kill-") as name:
         folder = Path(name)
         data, other = folder / "dialogs.jsonl", folder / "other.txt"
-        data.write_text("".join(json.dumps(openai_record(d)) + "\n" for d in islice(tool_dialogs(3), 40)))
+        data.write_text("".join(tool_rows(3, 40)))
         other.write_text("The cat is red and the dog is blue. " * 20)
         began = time.monotonic()
         _start(folder, "whole").wait()
