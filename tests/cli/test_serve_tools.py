@@ -19,6 +19,12 @@ def test_keys_have_tools_and_show_them(tmp_path):
     (shown,) = json.loads(run("list", "--json").stdout)
     assert sorted(shown["policy"]["tools"]) == ["calculator", "files", "python"]
     assert run("create", "bob", "--tools", "a b").exit_code != 0
+    assert run("change", "alice").exit_code != 0
+    assert "tools" in run("change", "alice", "--tools", "a b").stderr
+    assert run("change", "alice", "--budget", "9 tokens/day").exit_code == 0
+    changed = run("change", "alice", "--tools", "").stdout
+    assert "9 tokens/day" in changed
+    assert "tools" not in changed.partition(":")[2].replace("tokens", "")
 
 
 def test_chosen_tools_are_checked_before_anything_starts(tmp_path):

@@ -14,6 +14,8 @@ from ..errors import ConfigError
 from .common import Json, print_json, print_table
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
+
     from ..serve.keys import KeyInfo
     from ..serve.store import Store
 
@@ -21,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Manage the keys of `herd serve`: create, list, revoke, rotate, prices, usage, backup.",
+    help="Manage the keys of `herd serve`: create, list, change, revoke, rotate, prices, usage, backup.",
 )
 
 Place = Annotated[
@@ -89,12 +91,11 @@ def create_command(
                 "tokens_per_minute": tokens_per_minute,
                 "concurrent": concurrent,
                 "budgets": [budget for budget, _ in parsed],
-                "tools": [name.strip() for text in tools for name in text.split(",") if name.strip()],
+                "tools": _names(tools),
             }
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        raise typer.BadParameter(f"{'.'.join(map(str, first['loc'][:1]))}: {first['msg']}") from None
+        raise _malformed(error) from None
     made = _with_store(
         place,
         lambda store, actor: create_key(
@@ -136,6 +137,40 @@ def list_command(
             for info in infos
         ]
         print_table(["id", "name", "state", "expires", "limits"], rows, left=5)
+
+
+@app.command("change")
+def change_command(
+    key: Key,
+    tools: Annotated[
+        list[str], typer.Option("--tools", help="Tools on the server that it may use from now on ('': none).")
+    ] = [],
+    budgets: Annotated[
+        list[str], typer.Option("--budget", help="Its budgets from now on, as for create ('': none).")
+    ] = [],
+    place: Place = None,
+    as_json: Json = False,
+) -> None:
+    """Change the tools or the budgets of a key. Its secret and its other limits stay."""
+    from pydantic import ValidationError
+
+    from ..serve.keys import change_key, parse_budget
+
+    parsed = [parse_budget(text) for text in budgets if text]
+    changes: dict[str, Any] = {"budgets": [budget for budget, _ in parsed]} if budgets else {}
+    if tools:
+        changes["tools"] = _names(tools)
+    if not changes:
+        raise typer.BadParameter("give --tools or --budget")
+    currency = next((currency for _, currency in parsed if currency), "")
+    try:
+        info = _with_store(place, lambda store, actor: change_key(store, key, changes, actor, currency))
+    except ValidationError as error:
+        raise _malformed(error) from None
+    if as_json:
+        print_json(_as_json(info))
+    else:
+        print(f"changed {info.name} ({info.id}): {_limits(info, currency or None)}")
 
 
 @app.command("revoke")
@@ -280,6 +315,17 @@ def _with_store(place: str | None, work: Callable[[Store, str], Any]) -> Any:
         return work(store, shell_actor())
     finally:
         store.close()
+
+
+def _malformed(error: ValidationError) -> typer.BadParameter:
+    """Return the first problem of a policy, in one line."""
+    first = error.errors()[0]
+    return typer.BadParameter(f"{'.'.join(map(str, first['loc'][:1]))}: {first['msg']}")
+
+
+def _names(texts: list[str]) -> list[str]:
+    """Return names that are separated by commas."""
+    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
 
 
 def _expiry(text: str | None) -> int | None:
