@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import os
-import shutil
-import subprocess
-import tempfile
+import sys
 import threading
 import time
 from collections import Counter
@@ -24,70 +21,9 @@ from herd.serve.store import Store, cache_secret
 from herd.serve.tables import requests, servers
 from herd.serve.usage import read_usage
 
-USER = "postgres"  # the server refuses to be run by root
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
-
-def program(name: str) -> str | None:
-    """Return a program of PostgreSQL. Debian keeps them outside of PATH."""
-    return shutil.which(name) or next(iter(sorted(glob.glob(f"/usr/lib/postgresql/*/bin/{name}"))), None)
-
-
-class Postgres:
-    """A server that listens to a socket in its own folder only."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder, self._process = folder, None
-        self._as_user = {}
-        if os.getuid() == 0:
-            shutil.chown(folder, USER, USER)
-            self._as_user = {"user": USER, "group": USER, "extra_groups": ()}
-        words = [
-            program("initdb"),
-            "-D",
-            f"{folder}/data",
-            "-A",
-            "trust",
-            "-U",
-            "herd",
-            "--no-sync",
-            "-E",
-            "UTF8",
-        ]
-        subprocess.run(words, check=True, capture_output=True, cwd=folder, **self._as_user)
-        self.url = f"postgresql+psycopg://herd@/postgres?host={folder}"
-
-    def start(self) -> None:
-        words = [
-            program("postgres"),
-            "-D",
-            f"{self.folder}/data",
-            "-k",
-            self.folder,
-            "-c",
-            "listen_addresses=",
-        ]
-        words += ["-c", "fsync=off", "-c", "max_connections=200"]
-        self._process = subprocess.Popen(
-            words, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self._as_user
-        )
-        wait_until(lambda: glob.glob(f"{self.folder}/.s.PGSQL.*[0-9]") and self._answers())
-
-    def _answers(self) -> bool:
-        engine = sql.create_engine(self.url)
-        try:
-            with engine.connect():
-                return True
-        except sql.exc.OperationalError:
-            return False
-        finally:
-            engine.dispose()
-
-    def stop(self) -> None:
-        """End at once, as a crash does."""
-        if self._process is not None:
-            self._process.send_signal(3)
-            self._process.wait()
-            self._process = None
+from postgres import Postgres, program
 
 
 @pytest.fixture(scope="module")
@@ -95,24 +31,18 @@ def postgres():
     pytest.importorskip("psycopg")
     if program("initdb") is None or program("postgres") is None:
         pytest.skip("PostgreSQL is not installed")
-    with tempfile.TemporaryDirectory(prefix="herd-pg-") as folder:
-        server = Postgres(folder)
+    server = Postgres()
+    try:
         server.start()
-        try:
-            yield server
-        finally:
-            server.stop()
+        yield server
+    finally:
+        server.close()
 
 
 @pytest.fixture
 def place(postgres):
-    """Yield the URL of an empty database."""
-    name = f"t{time.time_ns()}"
-    engine = sql.create_engine(postgres.url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    return postgres.url.replace("/postgres?", f"/{name}?")
+    """Return the URL of an empty database."""
+    return postgres.database(f"t{time.time_ns()}")
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
-from scripted_upstream import BREAK, CARD, PROMPT_TOKENS, ScriptedUpstream, serving
 
 from conftest import running, wait_until
 from herd.serve.keys import KeyPolicy, TokenBudget, create_key
@@ -17,6 +18,10 @@ from herd.serve.settings import ServeSettings
 from herd.serve.upstream_model import UpstreamModels
 from herd.serve.upstreams import Fleet, UpstreamTimes
 from herd.serve.usage import read_usage
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+
+from scripted_upstream import BREAK, CARD, PROMPT_TOKENS, ScriptedUpstream, serving
 
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "six"}], "max_tokens": 50}
 KEY = "upstream-key"
@@ -290,6 +295,15 @@ def test_an_upstream_without_a_tokenizer_reserves_an_upper_bound(gateway, store)
     client = gateway(upstream, policy=KeyPolicy(budgets=budget))
     assert ask(client).status_code == 429
     assert [path for path, *_ in upstream.requests] == ["/tokenize"]
+
+
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_an_answer_that_may_be_longer_than_the_context_is_limited_to_it(gateway, with_keys):
+    upstream = ScriptedUpstream(["one"])
+    client = gateway(upstream, with_keys=with_keys)
+    response = ask(client, max_tokens=32_000)
+    assert upstream.bodies[0]["max_tokens"] == 1000 - PROMPT_TOKENS
+    assert "max_tokens" in response.headers["x-herd-warnings"]
 
 
 def test_no_upstream_at_all_is_a_503(gateway):

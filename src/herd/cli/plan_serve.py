@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
+from typer import Option
+
 from ..errors import PlanError
 from ..plan.quantity import CONTEXT, TIME, Quantity
 from . import plan_options as opt
@@ -31,12 +33,17 @@ def serve_command(
     usd_per_hour: opt.UsdPerHour = None,
     machines: opt.Machines = None,
     learned: opt.Learned = False,
+    commands: Annotated[
+        str | None, Option("--print", help="vllm: print the commands that run the best way with vLLM.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Predict whether a machine can serve many users.
 
     Prints batch, waiting time and tokens/s for each way of splitting the machine into replicas.
     """
+    if commands not in (None, "vllm"):
+        raise PlanError(f"--print {commands}: only vllm is known")
     from ..plan.serve import Load, predict_serving
     from ..plan.ways import CatalogueTarget
 
@@ -74,6 +81,20 @@ def serve_command(
     )
     if isinstance(target, CatalogueTarget):
         _print_rent(target, size, load, best, usd_per_hour)
+    if commands is not None:
+        _print_commands(target, best, splits, load)
+
+
+def _print_commands(target: Target, best: Served, splits: list[tuple[Target, int]], load: Load) -> None:
+    """Print the commands that run the best way with vLLM."""
+    from ..plan.vllm import vllm_commands
+    from ..plan.ways import CatalogueTarget
+
+    if not isinstance(target, CatalogueTarget):
+        raise PlanError("--print vllm needs GPUs: name them with --machine; here, serve with herd serve")
+    tp = next(part.tp for part, replicas in splits if replicas == best.replicas)
+    print()
+    print("\n".join(vllm_commands(best, target.machine, tp, load)))
 
 
 def _print_rent(target: Any, size: str, load: Load, best: Served, usd_per_hour: float | None) -> None:

@@ -23,7 +23,7 @@ POOLED_CACHE_GB = 1.0
 def serve_command(
     models: Annotated[
         list[str] | None,
-        Argument(metavar="[MODEL…]", help=f"{MODEL} Several are loaded when a request names them."),
+        Argument(metavar="MODEL…", help=f"{MODEL} Several are loaded when a request names them."),
     ] = None,
     upstream: Annotated[
         list[str] | None,

@@ -70,8 +70,7 @@ async def begin_step(
     number: int = 1,
 ) -> AnswerStep:
     """Reserve the worst case and ask the model. If that fails, settle with nothing and raise `ApiError`."""
-    if principal.key_id:  # without keys nobody has limits
-        await served.measure(prompts)
+    await served.measure(prompts, billed=bool(principal.key_id))  # without keys nobody is billed
     reserving = asyncio.ensure_future(run_in_threadpool(reserve, prompts, number))
     try:
         reservation = await asyncio.shield(reserving)

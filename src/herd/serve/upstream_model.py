@@ -144,8 +144,15 @@ class UpstreamModel(Servable[UpstreamPrompt]):
 
         await asyncio.gather(*map(count, prompts))
         for prompt in prompts:
-            if prompt.counted is not None and prompt.counted >= self.context and self._tells_context:
+            if prompt.counted is None or not self._tells_context:
+                continue
+            if (room := self.context - prompt.counted) <= 0:
                 raise PromptTooLong(prompt.counted, self.context)
+            if (prompt.sampling.max_tokens or 0) > room:
+                prompt.body["max_tokens"] = room
+                prompt.warnings.append(
+                    f"max_tokens=the context has room for {room:,} tokens after this prompt"
+                )
 
     async def start(self, prompts: Sequence[UpstreamPrompt], principal: Principal) -> AnswerSource:
         if self._closing:
@@ -177,7 +184,8 @@ class UpstreamModel(Servable[UpstreamPrompt]):
         if sampling.max_tokens is None and not self._tells_context:
             body["max_tokens"] = self.context
         bound = min(prompt_bound(body), self.context)
-        return UpstreamPrompt(path, body, sampling, call.n, bound, tools, call.cache_salt)
+        warnings = call.warnings if isinstance(call, ChatCall) else []
+        return UpstreamPrompt(path, body, sampling, call.n, bound, tools, call.cache_salt, warnings)
 
     async def _tokenize(self, body: Mapping[str, Any]) -> list[int]:
         return list((await self._ask("/tokenize", tokenize_body(body)))["tokens"])

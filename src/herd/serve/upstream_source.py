@@ -46,12 +46,13 @@ class UpstreamPrompt:
     """
 
     path: str
-    body: Mapping[str, Any]
+    body: dict[str, Any]
     sampling: Sampling
     n: int
     bound: int
     tools: Mapping[str, OfferedTool] = field(default_factory=dict)
     cache_salt: str = ""
+    warnings: list[str] = field(default_factory=list)
     counted: int | None = None
 
     @property

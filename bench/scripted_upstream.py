@@ -1,9 +1,13 @@
-"""Another server with OpenAI's API that does what a test tells it, and keeps what it was sent."""
+"""Another server with OpenAI's API that does what a test tells it, and keeps what it was sent.
+
+``python bench/scripted_upstream.py PORT PIECES`` runs one whose answers are PIECES words, without pauses.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from contextlib import contextmanager
 
@@ -20,8 +24,9 @@ class ScriptedUpstream:
     stream. ``BREAK`` as a piece closes the connection, and a dict is sent as an event as it is.
     """
 
-    def __init__(self, *answers, card=CARD, tells=True, tokenizes=True) -> None:
+    def __init__(self, *answers, card=CARD, tells=True, tokenizes=True, keeps=True) -> None:
         self.answers, self.card, self.tells, self.tokenizes = list(answers), card, tells, tokenizes
+        self._keeps = keeps
         self.requests: list[tuple[str, dict[str, str], dict]] = []
         self.open = 0
 
@@ -43,7 +48,8 @@ class ScriptedUpstream:
         if scope["path"] == "/v1/models":
             await respond(send, 200, {"object": "list", "data": [self.card]})
             return
-        self.requests.append((scope["path"], headers, json.loads(body)))
+        if self._keeps:
+            self.requests.append((scope["path"], headers, json.loads(body)))
         if scope["path"] == "/tokenize":
             if self.tokenizes:
                 await respond(send, 200, {"count": PROMPT_TOKENS, "tokens": [1] * PROMPT_TOKENS})
@@ -130,3 +136,8 @@ def serving(app, port=0):
     finally:
         server.should_exit = server.force_exit = True
         thread.join()
+
+
+if __name__ == "__main__":
+    words = ScriptedUpstream(["word "] * int(sys.argv[2]), keeps=False)
+    uvicorn.run(words, port=int(sys.argv[1]), log_level="critical", lifespan="off")
