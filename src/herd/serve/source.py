@@ -129,9 +129,11 @@ class Servable(ABC, Generic[PromptT]):
     async def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
         """Return the bytes of each token."""
 
-    async def measure(self, prompts: Sequence[PromptT]) -> None:
-        """Find the number of tokens of prompts that have only an upper bound of it, before they are
-        reserved."""
+    async def measure(self, prompts: Sequence[PromptT], *, billed: bool) -> None:
+        """Find the number of tokens of prompts that have only an upper bound of it, if it is needed.
+
+        Called before prompts are reserved. ``billed``: they are, and need it.
+        """
 
     @abstractmethod
     async def start(self, prompts: Sequence[PromptT], principal: Principal) -> AnswerSource:

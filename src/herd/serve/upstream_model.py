@@ -123,11 +123,16 @@ class UpstreamModel(Servable[UpstreamPrompt]):
     async def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
         raise BadRequest("with_pieces is not supported for a model of another server", "with_pieces")
 
-    async def measure(self, prompts: Sequence[UpstreamPrompt]) -> None:
-        """Count the tokens of prompts, if an upstream can. Raises `PromptTooLong` for one that leaves no
-        room."""
+    async def measure(self, prompts: Sequence[UpstreamPrompt], *, billed: bool) -> None:
+        """Count the tokens of prompts, if an upstream can. Raises `PromptTooLong` if one leaves no room.
+
+        An answer that may be longer than the room is limited to it, because vLLM refuses to begin it.
+        """
         upstream = self._fleet.choose(self.name)
         if upstream is None or upstream.counts_tokens is False:
+            return
+        most = max(prompt.bound + (prompt.sampling.max_tokens or 0) for prompt in prompts)
+        if not billed and (most <= self.context or not self._tells_context):
             return
 
         async def count(prompt: UpstreamPrompt) -> None:
