@@ -533,6 +533,7 @@ def vllm(arguments: argparse.Namespace) -> None:
         "tiny",
         "--max-model-len",
         "1024",
+        "--enforce-eager",
     ]
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         log = WORK / "vllm.log"

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from fastapi.concurrency import run_in_threadpool
 
 from .calls import ChatCall, TextCall, checked_sampling
 from .models import ModelPool, ModelSlot
@@ -103,7 +102,7 @@ class UpstreamModel(Servable[UpstreamPrompt]):
         return True
 
     async def prepare_chat(self, call: ChatCall) -> UpstreamPrompt:
-        body = await run_in_threadpool(chat_body, call, self.name)
+        body = chat_body(call, self.name)
         return self._prompt("/v1/chat/completions", body, call, {tool.name: tool for tool in call.tools})
 
     async def prepare_text(self, call: TextCall) -> UpstreamPrompt:
