@@ -112,7 +112,8 @@ class McpServers:
     def __init__(self, entries: Mapping[str, ServerEntry], call_seconds: float = CALL_SECONDS) -> None:
         import mcp  # noqa: F401  # takes a second or more, which is not the servers' fault
 
-        logging.getLogger("mcp").setLevel(logging.CRITICAL)  # a server could fill the log with its mistakes
+        for logger in ("mcp", "client"):  # a server could fill the log with its mistakes
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="herd-mcp", daemon=True)
         self._thread.start()
