@@ -1,7 +1,8 @@
 """Compare Herd with llama.cpp on the same blocks of a whole model of 8B shape, alternately.
 
     make rivals                                    # llama-cpp-python from its source, in .venv-rivals
-    python bench/speed_llamacpp.py q4              # then q8, q4k: decode at 128 tokens and prefill of 512
+    python bench/speed_llamacpp.py q4              # then q8, q4k, q6k …: decode at 128 tokens and prefill of 512
+    python bench/speed_llamacpp.py q5k --size 1B   # other formats, 1B shape
     python bench/speed_llamacpp.py q4 --batch 16   # sixteen sequences at once
     python bench/speed_llamacpp.py q4 --layers 4 --context 32768 --kv int8     # attention: 32k tokens, 4 layers
     ... --rounds 5 --steps 8 --layers 32           # at most five minutes on two cores; one receipt each
@@ -47,7 +48,7 @@ def file_of(work: Path, size: str, quant: str, layers: int) -> Path:
     return path
 
 
-def verdicts(record: dict, quant: str, batched: bool, long: bool) -> dict[str, Value]:
+def verdicts(record: dict, wide_registers: bool, batched: bool, long: bool) -> dict[str, Value]:
     """A record as values of a receipt, with the bars of the project's table."""
     name, rival = record["name"], record["rival"]
     low, high = rival["ratio_quartiles"]
@@ -55,29 +56,28 @@ def verdicts(record: dict, quant: str, batched: bool, long: bool) -> dict[str, V
     values[f"{name}: llama.cpp"] = Value(rival["tokens_per_second"], "tokens/s")
     ratio = functools.partial(Value, rival["ratio"], "×", lo=low, hi=high)
     if record["work"] == "prefill":
-        least = 2.0 if quant == "q4" else 1.5
+        least = 2.0 if wide_registers else 1.5
         plain = batched or long
         values[f"{name}: ratio"] = (
             ratio() if plain else ratio(bar=f"≥ {least}", passed=rival["ratio"] >= least)
         )
         return values | {f"{name}: herd, arithmetic": Value(record["gops"], "GOP/s")}
     if batched:
-        values[f"{name}: ratio"] = ratio(bar="≥ 1.7", passed=rival["ratio"] >= 1.7)
+        least = 2.2 if wide_registers else 1.5
+        values[f"{name}: ratio"] = ratio(bar=f"≥ {least}", passed=rival["ratio"] >= least)
         values[f"{name}: herd, arithmetic"] = Value(record["gops"], "GOP/s")
     elif long:
         share = record["share_of_bandwidth"]
         values[f"{name}: ratio"] = ratio(bar="≥ 1.5", passed=rival["ratio"] >= 1.5)
         values[f"{name}: share of read bandwidth"] = Value(share, "1", bar="≥ 0.7", passed=share >= 0.7)
     else:
-        # where the memory has much more to give than the rival draws, the bar is the rival; else it is the
-        # memory
+        # Either is enough: a good rival leaves less to gain where the memory is the limit.
         room = record["read_bandwidth"] / rival["bytes_per_second"]
-        share, least = record["share_of_bandwidth"], 0.88
-        wide = room >= 1.35
+        share = record["share_of_bandwidth"]
+        passed = rival["ratio"] >= 1.2 or share >= 0.9
         values["read bandwidth over what llama.cpp draws"] = Value(room, "×")
-        values[f"{name}: ratio"] = ratio(bar="≥ 1.2", passed=rival["ratio"] >= 1.2) if wide else ratio()
-        bar, passed = (None, None) if wide else (f"≥ {least}", share >= least)
-        values[f"{name}: share of read bandwidth"] = Value(share, "1", bar=bar, passed=passed)
+        values[f"{name}: ratio"] = ratio(bar="≥ 1.2, or 0.9 of read bandwidth", passed=passed)
+        values[f"{name}: share of read bandwidth"] = Value(share, "1")
     values[f"{name}: bytes read per step"] = Value(record["nbytes"], "bytes")
     values[f"{name}: herd, memory"] = Value(record["bytes_per_second"] / 1e9, "GB/s")
     values[f"{name}: llama.cpp, memory"] = Value(rival["bytes_per_second"] / 1e9, "GB/s")
@@ -87,7 +87,7 @@ def verdicts(record: dict, quant: str, batched: bool, long: bool) -> dict[str, V
 
 def main() -> None:
     parser = bench_parser(__doc__)
-    parser.add_argument("quant", choices=["q4", "q8", "q4k"])
+    parser.add_argument("quant", help="q4, q8, q4k, q6k … any format of `herd quantize --to`")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", default="8B", choices=list(SIZES))
     parser.add_argument("--layers", type=int)
@@ -131,7 +131,7 @@ def main() -> None:
     resident = psutil.Process().memory_info().rss - reader.words.nbytes
     values: dict[str, Value] = {}
     for record in records:
-        values |= verdicts(record, args.quant, batched, long)
+        values |= verdicts(record, torch.backends.cpu.get_cpu_capability() == "AVX512", batched, long)
     decode, prefill = records
     if batched:
         share = decode["gops"] / prefill["gops"]
@@ -141,18 +141,12 @@ def main() -> None:
         between, "1", bar=None if batched else "≤ 0.05", passed=None if batched else between <= 0.05
     )
     values |= {"memory, herd": Value(resident, "bytes"), "memory, llama.cpp": Value(rival_nbytes, "bytes")}
-    name = f"speed-{plan.linears.name.lower().replace('_', '')}"
-    words = [args.quant]
-    if batched:
-        name, words = f"{name}-batch{args.batch}", [*words, f"--batch {args.batch}"]
-    if long:
-        name, words = (
-            f"{name}-long",
-            [*words, f"--layers {config.n_layers} --context {args.context} --kv {args.kv}"],
-        )
+    parts = ["speed", *([args.size.lower()] if args.size != "8B" else [])]
+    parts.append(plan.linears.name.lower().replace("_", ""))
+    parts += [*([f"batch{args.batch}"] if batched else []), *(["long"] if long else [])]
     whole = "whole model" if config.n_layers == SIZES[args.size].n_layers else f"{config.n_layers} layers"
     save_receipt(
-        name,
+        "-".join(parts),
         commit=args.commit,
         what=f"{args.size} shape, {whole}, {plan.linears.name}: Herd and llama.cpp in turns on the same "
         "blocks",
