@@ -92,6 +92,13 @@ def test_the_bill_is_the_upstream_s_usage_and_nothing_is_passed_on_that_should_n
     )  # the client's salt divides its group's cache
 
 
+def test_a_prompt_is_not_counted_if_its_upper_bound_fits(gateway, store):
+    upstream = ScriptedUpstream(["one ", "two"], card=CARD | {"max_model_len": 100_000})
+    assert ask(gateway(upstream)).status_code == 200
+    assert [path for path, *_ in upstream.requests] == ["/v1/chat/completions"]
+    assert billed(store) == (1, PROMPT_TOKENS, 5)
+
+
 def test_keys_of_a_cache_group_have_the_same_salt_and_others_another(gateway, store):
     upstream = ScriptedUpstream(["one"])
     client = gateway(upstream)
@@ -283,7 +290,8 @@ def test_requests_go_to_the_least_loaded_upstream(gateway):
 
 def test_a_budget_reserves_what_the_upstream_counts(gateway, store):
     budget = (TokenBudget(unit="tokens", period="day", amount=PROMPT_TOKENS + 50),)
-    client = gateway(ScriptedUpstream(["one"]), policy=KeyPolicy(budgets=budget))
+    card = CARD | {"max_model_len": 100_000}  # the upper bound fits the context, but not the budget
+    client = gateway(ScriptedUpstream(["one"], card=card), policy=KeyPolicy(budgets=budget))
     assert ask(client).status_code == 200
     assert ask(client).status_code == 429
     assert ask(client, max_tokens=40).status_code == 200

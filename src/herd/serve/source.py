@@ -129,10 +129,10 @@ class Servable(ABC, Generic[PromptT]):
     async def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
         """Return the bytes of each token."""
 
-    async def measure(self, prompts: Sequence[PromptT], *, billed: bool) -> None:
+    async def measure(self, prompts: Sequence[PromptT], *, billed: bool, refused: bool = False) -> None:
         """Find the number of tokens of prompts that have only an upper bound of it, if it is needed.
 
-        Called before prompts are reserved. ``billed``: they are, and need it.
+        Called before prompts are reserved, and again if the upper bound was ``refused``.
         """
 
     @abstractmethod

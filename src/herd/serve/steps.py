@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.concurrency import run_in_threadpool
 
 from .calls import ChatCall
-from .errors import ApiError
+from .errors import ApiError, BudgetExceeded, RateLimited
 from .events import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, ServerCall, ServerResult
 from .ledger import Reservation
 from .problems import PromptTooLong, api_error
@@ -70,20 +70,33 @@ async def begin_step(
     number: int = 1,
 ) -> AnswerStep:
     """Reserve the worst case and ask the model. If that fails, settle with nothing and raise `ApiError`."""
-    await served.measure(prompts, billed=bool(principal.key_id))  # without keys nobody is billed
-    reserving = asyncio.ensure_future(run_in_threadpool(reserve, prompts, number))
+    billed = bool(principal.key_id)  # without keys nobody is
+    await served.measure(prompts, billed=billed)
+    bound = sum(prompt.n_tokens for prompt in prompts)
     try:
-        reservation = await asyncio.shield(reserving)
-    except asyncio.CancelledError:  # the client has left, and the thread does not know
-        with suppress(ApiError):
-            (await reserving).settle(0, 0, "cancelled")
-        raise
+        reservation = await _reserve(reserve, prompts, number)
+    except (BudgetExceeded, RateLimited):
+        await served.measure(prompts, billed=billed, refused=True)
+        if sum(prompt.n_tokens for prompt in prompts) == bound:
+            raise
+        reservation = await _reserve(reserve, prompts, number)
     try:
         return AnswerStep(await served.start(prompts, principal), reservation)
     except BaseException as error:
         reservation.settle(0, 0, "failed")
         if isinstance(error, Exception):
             raise api_error(error) from None
+        raise
+
+
+async def _reserve(reserve: Reserve, prompts: Sequence[CheckedPrompt], number: int) -> Reservation:
+    """Reserve in a thread. If the client leaves meanwhile, settle with nothing."""
+    reserving = asyncio.ensure_future(run_in_threadpool(reserve, prompts, number))
+    try:
+        return await asyncio.shield(reserving)
+    except asyncio.CancelledError:  # the thread does not know
+        with suppress(ApiError):
+            (await reserving).settle(0, 0, "cancelled")
         raise
 
 

@@ -69,8 +69,9 @@ class UpstreamModels:
 class UpstreamModel(Servable[UpstreamPrompt]):
     """A model that upstreams have.
 
-    Prompts are counted by the upstream's ``/tokenize`` (vLLM, Herd). If it has none, a request reserves the
-    upper bound of `upstream_wire.prompt_bound`, and is billed what the upstream says at the end.
+    A request reserves the upper bound of `upstream_wire.prompt_bound`, and is billed what the upstream says.
+    If that is too much for a key or the context, prompts are counted by the upstream's ``/tokenize`` (vLLM,
+    Herd).
     """
 
     adapters: frozenset[str] = frozenset()
@@ -122,16 +123,22 @@ class UpstreamModel(Servable[UpstreamPrompt]):
     async def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
         raise BadRequest("with_pieces is not supported for a model of another server", "with_pieces")
 
-    async def measure(self, prompts: Sequence[UpstreamPrompt], *, billed: bool) -> None:
-        """Count the tokens of prompts, if an upstream can. Raises `PromptTooLong` if one leaves no room.
+    async def measure(
+        self, prompts: Sequence[UpstreamPrompt], *, billed: bool, refused: bool = False
+    ) -> None:
+        """Count the tokens of prompts, if an upstream can and must. Raises `PromptTooLong` if one leaves no
+        room.
 
-        An answer that may be longer than the room is limited to it, because vLLM refuses to begin it.
+        It must if the upper bound was refused or exceeds the context, or if a stream that breaks would leave
+        the number unknown. Counting is a request of its own, which costs time. An answer that may be longer
+        than the room is limited to it, because vLLM refuses to begin it.
         """
         upstream = self._fleet.choose(self.name)
         if upstream is None or upstream.counts_tokens is False:
             return
         most = max(prompt.bound + (prompt.sampling.max_tokens or 0) for prompt in prompts)
-        if not billed and (most <= self.context or not self._tells_context):
+        may_not_fit = self._tells_context and most > self.context
+        if not (refused or may_not_fit or (billed and not upstream.tells_usage(self.name))):
             return
 
         async def count(prompt: UpstreamPrompt) -> None:
