@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import anthropic
 import httpx
 import ollama
@@ -202,3 +205,9 @@ def test_what_is_no_address_of_a_server_is_refused_without_its_password(url):
     if "user" in url:
         assert "secret" not in str(caught.value)
     assert checked_url("http://host:1/base/v1/") == "http://host:1/base"
+
+
+def test_a_gateway_does_not_load_torch():
+    code = "import sys, herd.cli.serve, herd.serve.app, herd.serve.run, herd.serve.upstream_model as u; "
+    code += "print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ..engine.loop import EngineStats
+if TYPE_CHECKING:  # a gateway runs no engine, so it does not load torch
+    from ..engine.loop import EngineStats
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
@@ -97,7 +98,7 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         state = self._stats()
-        for field in fields(EngineStats):
+        for field in fields(next(iter(state.values()))) if state else ():
             counted = field.name in COUNTED_STATS
             kind: Any = CounterMetricFamily if counted else GaugeMetricFamily
             words = field.name.replace("_", " ")
