@@ -97,7 +97,11 @@ def test_a_layer_without_effect_is_dropped_first(teacher: LlamaLM) -> None:
 
 @pytest.mark.parametrize(
     "change, word",
-    [({"dim": 64}, "larger"), ({"vocab_size": 98}, "vocab_size"), ({"n_layers": 1}, "first and the last")],
+    [
+        ({"dim": 64}, "exceeds the teacher"),
+        ({"vocab_size": 98}, "vocab_size"),
+        ({"n_layers": 1}, "first and the last"),
+    ],
 )
 def test_impossible_targets_are_refused(teacher: LlamaLM, change: dict, word: str) -> None:
     with pytest.raises(ConfigError, match=word):

@@ -243,7 +243,7 @@ function StepCard({ name, arguments: given, content, ok }) {
       <small>${known ? content.replace(/\s+/g, " ").slice(0, 60) : "running on the server…"}</small>
     </summary>
     <h5>Arguments</h5>
-    <pre tabindex="0">${plain(given)}</pre>
+    <pre tabindex="0">${program(given)}</pre>
     ${
       known &&
       html`<h5>${ok ? "Result" : "Error"}</h5>
@@ -252,15 +252,23 @@ function StepCard({ name, arguments: given, content, ok }) {
   </details>`;
 }
 
-// Returns the arguments of a call for people: a single text as it is, others as JSON.
-function plain(text) {
+// Returns a program that was run as it is, and other arguments as JSON.
+function program(text) {
+  const [only, ...others] = Object.values(parsed(text) ?? {});
+  return others.length || typeof only !== "string" ? pretty(text) : only;
+}
+
+// Returns JSON in lines, or what there is of it while it is written.
+function pretty(text) {
+  const value = parsed(text);
+  return value === undefined ? text : JSON.stringify(value, null, 2);
+}
+
+function parsed(text) {
   try {
-    const value = JSON.parse(text);
-    const [only, ...others] = Object.values(value);
-    return others.length || typeof only !== "string" ? JSON.stringify(value, null, 2) : only;
+    return JSON.parse(text);
   } catch {
-    // Not complete yet
-    return text;
+    return undefined;
   }
 }
 
@@ -301,7 +309,7 @@ function Tools({ message, calls, results, writing }) {
       (call, index) =>
         html`<section class="card">
           <h4>${icon("tool")}<code>${call.name}</code></h4>
-          <pre tabindex="0" aria-label="Arguments">${plain(call.arguments)}</pre>
+          <pre tabindex="0" aria-label="Arguments">${pretty(call.arguments)}</pre>
           ${
             results?.[index] &&
             html`<h5>Result</h5>
