@@ -1,6 +1,6 @@
-"""Let real coding agents work through `herd serve`: two turns each, with tools, and an exact bill.
+"""Let real agents work through `herd serve`: two turns each, with tools, and an exact bill.
 
-    python bench/serve_agents.py [--agents codex claude opencode openai-agents] [--commit]
+    python bench/serve_agents.py [--agents codex langchain …] [--commit]
 
 The server has a real engine, cache and scheduler. Its model is random with two layers, and each answer is forced,
 token by token, to a script: call tools in the first turn, say DONE when the results are there. Each agent gets a key
@@ -147,36 +147,68 @@ def opencode(url: str, token: str, folder: Path) -> tuple[list[str], dict[str, s
     return ["opencode", "run", "--model", "herd/tiny", PROMPT], {}
 
 
-OPENAI_AGENTS = """
-import asyncio, os, subprocess, sys
-from openai import AsyncOpenAI
-from agents import Agent, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
-set_tracing_disabled(True)
+SHELL = """
+import os, subprocess, sys
+url, key, manual = os.environ["HERD_URL"], os.environ["HERD_KEY"], open(os.environ["HERD_MANUAL"]).read()
 
-@function_tool
 def shell(command: str) -> str:
     "Run a command."
     return subprocess.run(command, shell=True, capture_output=True, text=True).stdout
-
-async def main():
-    client = AsyncOpenAI(base_url=os.environ["HERD_URL"], api_key=os.environ["HERD_KEY"])
-    model, manual = OpenAIResponsesModel("tiny", client), open(os.environ["HERD_MANUAL"]).read()
-    agent = Agent(name="a", instructions=manual, tools=[shell], model=model)
-    print((await Runner.run(agent, sys.argv[1])).final_output)
-
-asyncio.run(main())
 """
+PROGRAMS = {
+    "openai-agents": """
+import asyncio
+from openai import AsyncOpenAI
+from agents import Agent, OpenAIResponsesModel, Runner, function_tool, set_tracing_disabled
+set_tracing_disabled(True)
+model = OpenAIResponsesModel("tiny", AsyncOpenAI(base_url=url, api_key=key))
+agent = Agent(name="a", instructions=manual, tools=[function_tool(shell)], model=model)
+print(asyncio.run(Runner.run(agent, sys.argv[1])).final_output)
+""",
+    "langchain": """
+from langchain.agents import create_agent
+from langchain_openai import ChatOpenAI
+model = ChatOpenAI(model="tiny", base_url=url, api_key=key, streaming=True)
+agent = create_agent(model, tools=[shell], system_prompt=manual)
+print(agent.invoke({"messages": [("user", sys.argv[1])]})["messages"][-1].content)
+""",
+    "pydantic-ai": """
+from pydantic_ai import Agent
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.providers.openai import OpenAIProvider
+model = OpenAIChatModel("tiny", provider=OpenAIProvider(base_url=url, api_key=key))
+print(Agent(model, instructions=manual, tools=[shell]).run_sync(sys.argv[1]).output)
+""",
+    "llm": """
+import pathlib
+import llm
+folder = llm.user_dir()
+folder.mkdir(parents=True, exist_ok=True)
+entry = f"- model_id: tiny\\n  model_name: tiny\\n  api_base: {url}\\n  api_key_name: herd\\n  supports_tools: true\\n"
+pathlib.Path(folder, "extra-openai-models.yaml").write_text(entry)
+chain = llm.get_model("tiny").chain(sys.argv[1], system=manual, tools=[shell], key=key)
+print(chain.text())
+""",
+}
+"""Agents that are a few lines of Python with the package of that name."""
+PYPI = {name: [name] for name in PROGRAMS} | {
+    "langchain": ["langchain", "langchain-openai"],
+    "pydantic-ai": ["pydantic-ai-slim[openai]"],
+}
 
 
-def openai_agents(url: str, token: str, folder: Path) -> tuple[list[str], dict[str, str]]:
-    program = folder / "agent.py"
-    program.write_text(OPENAI_AGENTS)
-    manual = folder / "manual.md"  # instructions of a usual length
-    manual.write_text(
-        "You run commands in this project.\n\n" + (ROOT / "docs" / "architecture.md").read_text()
-    )
-    environment = {"HERD_URL": f"{url}/v1", "HERD_KEY": token, "HERD_MANUAL": str(manual)}
-    return [str(FOLDER / "venv" / "bin" / "python"), str(program), PROMPT], environment
+def program(name: str) -> Callable[[str, str, Path], tuple[list[str], dict[str, str]]]:
+    """Return how one of `PROGRAMS` is started."""
+
+    def start(url: str, token: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+        (folder / "agent.py").write_text(SHELL + PROGRAMS[name])
+        manual = folder / "manual.md"  # instructions of a usual length
+        text = (ROOT / "docs" / "architecture.md").read_text()
+        manual.write_text(f"You run commands in this project.\n\n{text}")
+        environment = {"HERD_URL": f"{url}/v1", "HERD_KEY": token, "HERD_MANUAL": str(manual)}
+        return [str(FOLDER / "venv" / "bin" / "python"), str(folder / "agent.py"), PROMPT], environment
+
+    return start
 
 
 def append(folder: Path, number: int = 1) -> str:
@@ -194,9 +226,14 @@ AGENTS = {
     "opencode": Agent(
         "chat", lambda folder: [("bash", {"command": append(folder), "description": "run"})], opencode
     ),
-    "openai-agents": Agent(
-        "responses", lambda folder: [("shell", {"command": append(folder)})], openai_agents
-    ),
+    **{
+        name: Agent(
+            "responses" if name == "openai-agents" else "chat",
+            lambda folder: [("shell", {"command": append(folder)})],
+            program(name),
+        )
+        for name in PROGRAMS
+    },
 }
 
 
@@ -327,9 +364,11 @@ def install(names: list[str]) -> None:
     if wanted:
         npm = shutil.which("npm") or sys.exit("npm is needed to install the agents")
         subprocess.run([npm, "install", "--no-audit", "--no-fund", *wanted], cwd=FOLDER, check=True)
-    if "openai-agents" in names and not (FOLDER / "venv").exists():
+    python = FOLDER / "venv" / "bin" / "python"
+    if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", FOLDER / "venv"], check=True)
-        subprocess.run([FOLDER / "venv" / "bin" / "pip", "install", "--quiet", "openai-agents"], check=True)
+    if packages := [package for name in names for package in PYPI.get(name, ())]:
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
 
 
 if __name__ == "__main__":
