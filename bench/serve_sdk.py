@@ -1,4 +1,4 @@
-"""Run the tests of OpenAI's Python package against `herd serve`, with its own strict validation of responses.
+"""Run the tests of OpenAI's and Anthropic's Python packages against `herd serve`, with its own strict validation of responses.
 
     python bench/serve_sdk.py
 
@@ -26,7 +26,7 @@ from common import WORK, bench_parser, save_receipt
 from herd.report import Value
 
 PACKAGES = ("respx", "dirty-equals", "inline-snapshot", "time-machine", "nest-asyncio", "httpx-aiohttp",
-            "executing", "asttokens", "pytest-asyncio", "aiohttp")  # fmt: skip
+            "executing", "asttokens", "pytest-asyncio", "aiohttp", "http-snapshot")  # fmt: skip
 """What the SDKs' tests import."""
 
 
@@ -37,6 +37,7 @@ class SdkSuite:
     package: str
     version: str
     files: tuple[str, ...]
+    path: str = "/v1"  # of the address that the tests are told
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,10 @@ SUITES = (
             "tests/api_resources/chat/test_completions.py",
             "tests/api_resources/test_completions.py",
             "tests/api_resources/test_models.py",
+            "tests/api_resources/test_responses.py",
         ),
     ),
+    SdkSuite("anthropic", "2.14.0", ("tests/api_resources/test_messages.py",), path=""),
 )
 ALLOWED = (
     Allowed(
@@ -74,6 +77,27 @@ ALLOWED = (
         r"chat/test_completions.*(retrieve|update|list|delete)",
         "Error code: 40",
         "stored completions: the server stores no answers, so there is nothing at this address",
+    ),
+    Allowed(
+        r"test_responses.*(retrieve|delete|cancel|compact)",
+        "Error code: 404",
+        "stored responses: the server stores no answers, so there is nothing at this address",
+    ),
+    Allowed(
+        r"test_responses.*_create_with_all_params",
+        "400 - background is not supported",
+        "asks for an answer in the background: refused, naming the field",
+    ),
+    Allowed(r"test_responses.*_create", "400 - input", "has no input: refused, naming the field"),
+    Allowed(
+        r"test_messages.*_create_with_all_params",
+        "container is not supported",
+        "asks for a container: refused, naming the field",
+    ),
+    Allowed(
+        r"test_messages.*_count_tokens_with_all_params",
+        "tools (name).parameters cannot be enforced",
+        "has a strict tool with a malformed schema: refused, naming the tool",
     ),
     Allowed(r"test_models.*delete", "Error code: 405", "models are deleted with `herd rm`, not over HTTP"),
 )
@@ -120,7 +144,7 @@ def run_suite(suite: SdkSuite, url: str) -> dict[str, str | None]:
     source, site = fetch(suite)
     report = source / "herd-report.xml"
     paths = os.pathsep.join([str(source / "src"), str(site)])
-    environment = os.environ | {"PYTHONPATH": paths, "TEST_API_BASE_URL": f"{url}/v1"}
+    environment = os.environ | {"PYTHONPATH": paths, "TEST_API_BASE_URL": f"{url}{suite.path}"}
     command = [
         sys.executable,
         "-m",
