@@ -45,7 +45,7 @@ def recipe_content(
     schedule: dict[str, Any] = {"kind": phase.schedule, "warmup_steps": max(1, phase.steps // 20)}
     if phase.schedule == "cosine":
         decay = max(2, phase.steps // 4)
-        schedule |= {"min_lr_ratio": 0.3, "decay_steps": decay, "average_every": max(1, decay // 10)}
+        schedule |= {"min_lr_ratio": 0.05, "decay_steps": decay, "average_every": max(1, decay // 10)}
     teaches = stage.objective == "distil"
     return {
         "name": "-".join(part for part in (plan.name, stage.name, phase.name) if part),

@@ -11,6 +11,7 @@ from ...data.dialogs import make_dialogs
 from ...data.read_dialogs import rendered_dialogs
 from ...data.wordings import LANGUAGES
 from ...text import Rendered, Tokenizer, render
+from ...text.llama3_chat import TOOL_CALL_FORMATS
 from ..config import TrainSettings
 from ..section import Positive
 from .base import DataSection, OpenedData
@@ -24,6 +25,7 @@ class MadeDialogData(DataSection):
     languages: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = (
         LANGUAGES  # name one twice to double it
     )
+    tool_call_formats: Annotated[tuple[str, ...], Field(min_length=1, strict=False)] = TOOL_CALL_FORMATS
     rows = "dialogs"
 
     @property
@@ -36,7 +38,13 @@ class MadeDialogData(DataSection):
         def made(split: str, count: int) -> list[Rendered]:
             return [
                 render(d.messages, tokenizer, tool_call_format=d.tool_call_format)
-                for d in make_dialogs(count, settings.seed, split=split, languages=self.languages)
+                for d in make_dialogs(
+                    count,
+                    settings.seed,
+                    split=split,
+                    languages=self.languages,
+                    tool_call_formats=self.tool_call_formats,
+                )
             ]
 
         if self.heldout is None:
