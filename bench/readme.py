@@ -86,7 +86,7 @@ def tables() -> dict[str, str]:
     receipts = {
         name: receipt for name, receipt in receipts.items() if known is None or f"{name}.json" in known
     }
-    family = receipts.get("raise-full")
+    family = receipts.get("raise-demo")
     checks = {name: receipt for name, receipt in receipts.items() if not name.startswith("raise-")}
     return {
         "sizes": sizes_table(),
