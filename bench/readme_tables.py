@@ -56,7 +56,11 @@ _NUMBERS = (
         "smollm2-speed",
         "as downloaded, decode at 128: ratio",
     ),
-    ("the same, until `herd chat` writes: more than `import torch`", "smollm2-start", "more than import torch"),
+    (
+        "the same, until `herd chat` writes: more than `import torch`",
+        "smollm2-start",
+        "more than import torch",
+    ),
     (
         "8B in Q4_0, decode: fraction of the memory's read bandwidth",
         "speed-q40",
