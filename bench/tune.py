@@ -55,8 +55,8 @@ from herd.tune.run import open_run, tune
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "distill"))
 
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
-TOOL_TOKENS, TOOL_LR = 120_000, 4e-4
-N_DIALOGS, N_TOOL_ITEMS, N_HELLASWAG = 260, 400, 500
+TOOL_TOKENS, TOOL_LR = 400_000, 1.5e-4
+N_DIALOGS, N_TOOL_ITEMS, N_HELLASWAG = 900, 400, 2000
 TEXT_BYTES = 40_000
 MERGE_STEPS = 100
 FORMATS = ("fp32", "bf16", "Q8_0", "Q4_K", "Q4_0")
