@@ -9,9 +9,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
+
+import psutil
+
+from herd.machine import peak_memory
 
 
 class Contestant:
@@ -62,3 +67,25 @@ class Contestant:
         if error is not None:
             self._process.kill()
         self.close()
+
+
+def answer_steps(make_step: Callable[[], Callable[[], float]], threads: int, seed: int) -> None:
+    """Run a training step for every line on stdin, as the contestant that this process is.
+
+    ``make_step`` is called once and returns a function that trains one step and returns its loss. Each line is
+    answered with the step's seconds and loss, and this process's bytes: the peak, and those before ``make_step``.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # compilers and libraries print to stdout
+    base = psutil.Process().memory_info().rss
+    step = make_step()
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        loss = step()
+        took = time.perf_counter() - began
+        answer = {"seconds": took, "loss": loss, "peak": peak_memory(), "base": base}
+        print(json.dumps(answer), file=out, flush=True)

@@ -19,15 +19,10 @@ import argparse
 import json
 import os
 import statistics
-import sys
-import time
 from importlib.metadata import version
-from pathlib import Path
-
-import psutil
 
 from common import WORK, bench_parser, save_receipt
-from contestant import Contestant
+from contestant import Contestant, answer_steps
 from herd.files import write_atomically
 
 SHAPE = {"vocab_size": 32_000, "dim": 512, "n_layers": 8, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 1408}
@@ -133,30 +128,8 @@ def stepper(model, loss, optimizer, update):
 
 
 def contestant(words: list[str], threads: int) -> None:
-    """Run a step for every line on stdin; answer with its seconds, loss and the process's peak bytes."""
-    import torch
-
-    torch.set_num_threads(threads)
-    torch.manual_seed(SEED)
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # compilers print to stdout
-    base = psutil.Process().memory_info().rss
-    step = herd_step(words) if words[0] == "herd" else transformers_step(words)
-    for _ in sys.stdin:
-        began = time.perf_counter()
-        loss = step()
-        took = time.perf_counter() - began
-        print(
-            json.dumps({"seconds": took, "loss": loss, "peak": peak_bytes(), "base": base}),
-            file=out,
-            flush=True,
-        )
-
-
-def peak_bytes() -> int:
-    """Largest resident set of this process so far."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    """Answer as the contestant that ``words`` name."""
+    answer_steps(lambda: herd_step(words) if words[0] == "herd" else transformers_step(words), threads, SEED)
 
 
 # The match --------------------------------------------------------------------------------------------------

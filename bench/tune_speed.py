@@ -18,7 +18,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,9 +28,10 @@ from typing import Any
 import torch
 
 from common import DATA, WORK, bench_parser, save_receipt
+from contestant import answer_steps
 from herd import checkpoint
 from herd.report.receipt import Value
-from train_throughput import close_to_best, match, peak_bytes, tournament
+from train_throughput import close_to_best, match, tournament
 
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 BASE = WORK / "tune" / "SmolLM2-135M-Instruct"
@@ -126,17 +126,8 @@ def stepper(model: torch.nn.Module, loss: Callable[[torch.Tensor], torch.Tensor]
 
 
 def contestant(words: list[str], threads: int) -> None:
-    """Make a step for every line on stdin. Answer with its seconds, its loss and the process's peak bytes."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(SEED)
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print to stdout
-    step = herd_step(words) if words[0] == "herd" else peft_step(words)
-    for _ in sys.stdin:
-        began = time.perf_counter()
-        loss = step()
-        took = time.perf_counter() - began
-        print(json.dumps({"seconds": took, "loss": loss, "peak": peak_bytes()}), file=out, flush=True)
+    """Answer as the contestant that ``words`` name."""
+    answer_steps(lambda: herd_step(words) if words[0] == "herd" else peft_step(words), threads, SEED)
 
 
 def lora_row(args: argparse.Namespace) -> None:
