@@ -11,7 +11,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,24 @@ def bench_parser(doc: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_commit(parser)
     return parser
+
+
+def run_row(
+    doc: str | None, rows: Mapping[str, Callable[[argparse.Namespace], None]], *, limit: str, work: Path
+) -> None:
+    """Run the row of a bench that the command line names. ``limit`` is the help of ``--limit``."""
+    import torch
+
+    from herd.machine import cores
+
+    parser = bench_parser(doc)
+    parser.add_argument("row", choices=rows)
+    parser.add_argument("--limit", type=int, help=limit)
+    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--work", type=Path, default=work)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows[args.row](args)
 
 
 def add_commit(parser: argparse.ArgumentParser) -> None:

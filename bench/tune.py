@@ -27,9 +27,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from common import DATA, WORK, bench_parser, save_receipt
+from common import DATA, WORK, run_row, save_receipt
 from herd import checkpoint
 from herd.data.builtin import read_stdlib
 from herd.data.dialogs import Dialog, stream_dialogs
@@ -43,7 +41,6 @@ from herd.evals.tasks.data import Data
 from herd.evals.tooluse import tool_use
 from herd.evals.windows import from_texts
 from herd.files import write_atomically, write_json
-from herd.machine import cores
 from herd.report.receipt import Value
 from herd.text.extend import extend_vocabulary
 from herd.text.tool_support import with_tool_support
@@ -342,14 +339,7 @@ def main() -> None:
     rows: dict[str, Callable[[argparse.Namespace], None]] = {
         "tools": tools_row, "merge": merge_row, "synth": synth_row, "language": language_row,
     }  # fmt: skip
-    parser = bench_parser(__doc__)
-    parser.add_argument("row", choices=rows)
-    parser.add_argument("--limit", type=int, help="a small version: items, and thousands of tokens")
-    parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--work", type=Path, default=WORK / "tune")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows[args.row](args)
+    run_row(__doc__, rows, limit="a small version: items, and thousands of tokens", work=WORK / "tune")
 
 
 if __name__ == "__main__":

@@ -21,15 +21,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from common import DATA, WORK, bench_parser, save_receipt
+from common import DATA, WORK, run_row, save_receipt
 from herd import checkpoint
 from herd.data.tuning import read_tuning
 from herd.evals.bootstrap import wilson
 from herd.evals.tasks.data import Data
 from herd.files import write_atomically
-from herd.machine import cores
 from herd.report.receipt import Value
 from herd.tune.options import TuneOptions
 from herd.tune.run import open_run, tune
@@ -170,16 +167,9 @@ def _planned(work: Path, data: Path) -> str:
 
 def main() -> None:
     rows: dict[str, Callable[[argparse.Namespace], None]] = {"dpo": dpo_row, "arms": arms_row}
-    parser = bench_parser(__doc__)
-    parser.add_argument("row", choices=rows)
-    parser.add_argument(
-        "--limit", type=int, help="a small version: steps of dpo, thousands of tokens of arms"
+    run_row(
+        __doc__, rows, limit="a small version: steps of dpo, thousands of tokens of arms", work=WORK / "tune"
     )
-    parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--work", type=Path, default=WORK / "tune")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    rows[args.row](args)
 
 
 if __name__ == "__main__":
