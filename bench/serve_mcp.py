@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +140,9 @@ def descendants(pid: str = "self") -> list[int]:
 def _descendants(pid: str) -> list[int]:
     out = []
     for task in Path(f"/proc/{pid}/task").glob("*"):
-        for child in (task / "children").read_text().split():
-            out += [int(child), *_descendants(child)]
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread or the process has just ended
+            for child in (task / "children").read_text().split():
+                out += [int(child), *_descendants(child)]
     return out
 
 

@@ -6,11 +6,11 @@ import os
 import sys
 import threading
 import time
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sql
+from test_ledger import race, reserve
 
 from conftest import wait_until
 from herd.serve.auth import Authenticator, Principal
@@ -68,13 +68,6 @@ def budget(amount: int) -> tuple[TokenBudget, ...]:
     return (TokenBudget(unit="tokens", period="day", amount=amount),)
 
 
-def reserve(ledger: Ledger, principal: Principal, id_: str):
-    return ledger.reserve(
-        principal, model="m", endpoint="/v1/chat/completions", prompt_tokens=10, max_completion_tokens=5,
-        request_id=id_,
-    )  # fmt: skip
-
-
 def totals(store: Store) -> tuple[int, int, int, int]:
     rows = read_usage(store)
     names = ("requests", "prompt_tokens", "completion_tokens", "reserved_tokens")
@@ -105,25 +98,7 @@ def test_of_a_hundred_requests_to_two_servers_one_passes_a_budget_of_one(pair):
     store, ledgers = pair
     for round_ in range(2):
         alice = key(store, f"key{round_}", budgets=budget(29))
-        outcomes: Counter[str] = Counter()
-        barrier = threading.Barrier(100)
-
-        def one(number: int, alice=alice, outcomes=outcomes, barrier=barrier) -> None:
-            barrier.wait()
-            try:
-                reservation = reserve(ledgers[number % 2], alice, f"r{number}")
-                reservation.advance(5)
-                reservation.settle(5)
-                outcomes["passed"] += 1
-            except BudgetExceeded:
-                outcomes["refused"] += 1
-
-        threads = [threading.Thread(target=one, args=(number,)) for number in range(100)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert outcomes == {"passed": 1, "refused": 99}
+        assert race(ledgers, alice, 100, f"round{round_}") == {"passed": 1, "refused": 99}
     assert totals(store) == (2, 20, 10, 0)
 
 

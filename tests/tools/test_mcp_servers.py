@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,9 @@ def descendants(pid: int | str = "self") -> list[int]:
     own = os.getpid() if pid == "self" else pid
     out = []
     for task in Path(f"/proc/{own}/task").glob("*"):
-        for child in (task / "children").read_text().split():
-            out += [int(child), *descendants(int(child))]
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread or the process has just ended
+            for child in (task / "children").read_text().split():
+                out += [int(child), *descendants(int(child))]
     return out
 
 

@@ -51,7 +51,7 @@ def _add_prompts(connection: sql.Connection) -> None:
 
 MIGRATIONS: Sequence[Migration] = (_add_servers_and_secret, _add_prompts)
 """Functions that upgrade a store from version 1 to 2, 2 to 3, and so on. A new store has the last one."""
-BUSY_SECONDS = 10
+BUSY_SECONDS = 30
 """How long a transaction waits for another process that writes, or for a connection."""
 UPGRADE_LOCK = 0x68657264
 """PostgreSQL's number of the lock under which the tables are made and changed."""
