@@ -139,5 +139,6 @@ def serving(app, port=0):
 
 
 if __name__ == "__main__":
-    words = ScriptedUpstream(["word "] * int(sys.argv[2]), keeps=False)
+    card = CARD | {"max_model_len": 131_072}  # Llama 3.1's, so that no request has to be counted to fit
+    words = ScriptedUpstream(["word "] * int(sys.argv[2]), card=card, keeps=False)
     uvicorn.run(words, port=int(sys.argv[1]), log_level="critical", lifespan="off")

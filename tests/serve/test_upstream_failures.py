@@ -129,7 +129,7 @@ def test_without_usage_in_the_chunks_each_is_counted_as_one_token(gateway, store
     assert text_of(ask(client, stream=True))[0] == "one two"
     requests, prompt, completion = billed(store)
     assert (requests, completion) == (1, 2)
-    assert 1 <= prompt <= 1000
+    assert prompt == len('[{"role":"user","content":"six"}]') // 4  # an estimate, as no one told the number
     assert ask(client).status_code == 200  # whole: the usage at the end counts
     assert billed(store) == (2, prompt + PROMPT_TOKENS, 2 + 3)
     assert upstream.bodies[0]["stream_options"] == {"include_usage": True}

@@ -10,14 +10,13 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
 from .calls import ChatCall, TextCall, checked_sampling
+from .http_client import HttpError
 from .models import ModelPool, ModelSlot
 from .problems import BadRequest, Overloaded, PromptTooLong
 from .source import AnswerSource, Servable
 from .upstream_source import STOPPING, UpstreamPrompt, UpstreamSource
-from .upstream_wire import chat_body, encoded, prompt_bound, text_body, tokenize_body
+from .upstream_wire import chat_body, encoded, prompt_size, text_body, tokenize_body
 from .upstreams import Fleet
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class UpstreamModels:
 class UpstreamModel(Servable[UpstreamPrompt]):
     """A model that upstreams have.
 
-    A request reserves the upper bound of `upstream_wire.prompt_bound`, and is billed what the upstream says.
+    A request reserves the upper bound of `upstream_wire.prompt_size`, and is billed what the upstream says.
     If that is too much for a key or the context, prompts are counted by the upstream's ``/tokenize`` (vLLM,
     Herd).
     """
@@ -144,9 +143,9 @@ class UpstreamModel(Servable[UpstreamPrompt]):
         async def count(prompt: UpstreamPrompt) -> None:
             body = encoded(tokenize_body(prompt.body))
             try:
-                status, answer = await self._fleet.post(upstream, "/tokenize", body)
+                status, answer = await self._fleet.ask(upstream, "/tokenize", body)
                 counted = int(json.loads(answer)["count"]) if status == 200 else None
-            except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            except (HttpError, ValueError, KeyError, TypeError):
                 return  # what is wrong with the upstream is seen when it is to answer
             if status in (404, 405, 501):
                 upstream.counts_tokens = False
@@ -194,9 +193,9 @@ class UpstreamModel(Servable[UpstreamPrompt]):
         sampling = checked_sampling(WIRE_DEFAULTS, call.sampling)
         if sampling.max_tokens is None and not self._tells_context:
             body["max_tokens"] = self.context
-        bound = min(prompt_bound(body), self.context)
+        estimate, bound = (min(size, self.context) for size in prompt_size(body))
         warnings = call.warnings if isinstance(call, ChatCall) else []
-        return UpstreamPrompt(path, body, sampling, call.n, bound, tools, call.cache_salt, warnings)
+        return UpstreamPrompt(path, body, sampling, call.n, estimate, bound, tools, call.cache_salt, warnings)
 
     async def _tokenize(self, body: Mapping[str, Any]) -> list[int]:
         return list((await self._ask("/tokenize", tokenize_body(body)))["tokens"])
@@ -207,10 +206,10 @@ class UpstreamModel(Servable[UpstreamPrompt]):
         if upstream is None:
             raise Overloaded(f"no upstream with the model {self.name} is up; try again later")
         try:
-            status, answer = await self._fleet.post(upstream, path, encoded(body))
+            status, answer = await self._fleet.ask(upstream, path, encoded(body))
             if status == 200:
                 return dict(json.loads(answer))
-        except (httpx.HTTPError, ValueError, TypeError):
+        except (HttpError, ValueError, TypeError):
             raise Overloaded("the upstream did not answer; try again later") from None
         if status in (400, 422):
             raise BadRequest("the upstream refused the request")

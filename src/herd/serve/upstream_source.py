@@ -16,15 +16,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
-
 from ..engine.request import Sampling
 from .errors import ApiError
 from .events import AnswerUsage, Piece
+from .http_client import ConnectError, HttpConnection, HttpError
 from .problems import BadRequest, Overloaded, ServerFault
 from .source import AnswerSource
 from .tools import OfferedTool
-from .upstream_wire import BYTES_PER_TOKEN, ChoiceReader, prompt_beginning, stream_body, told_usage
+from .upstream_wire import ChoiceReader, prompt_beginning, stream_body, told_usage
 from .upstreams import MAX_ANSWER, Fleet, Upstream, describe, read_limited
 
 log = logging.getLogger("herd.serve")
@@ -40,15 +39,17 @@ STOPPING = "the server is stopping, and this answer is not complete"
 
 @dataclass
 class UpstreamPrompt:
-    """A prompt for another server: ``body`` goes to ``path``. ``bound`` is the most tokens that it can have.
+    """A prompt for another server: ``body`` goes to ``path``.
 
-    ``counted`` is their number, once an upstream has counted them.
+    It has about ``estimate`` tokens, and at most ``bound``. ``counted`` is their number, once an upstream has
+    counted them.
     """
 
     path: str
     body: dict[str, Any]
     sampling: Sampling
     n: int
+    estimate: int
     bound: int
     tools: Mapping[str, OfferedTool] = field(default_factory=dict)
     cache_salt: str = ""
@@ -205,7 +206,7 @@ class _Stream:
         if self._told_prompt is not None:
             return self._told_prompt
         counted = self._prompt.counted
-        return max(1, self._prompt.bound // BYTES_PER_TOKEN) if counted is None else counted
+        return max(1, self._prompt.estimate) if counted is None else counted
 
     @property
     def warnings(self) -> list[str]:
@@ -248,32 +249,25 @@ class _Stream:
         """Read one upstream's answer. Raises `_UpstreamFailed`."""
         fleet, times = self._fleet, self._fleet.times
         body = stream_body(self._prompt.body, self._salt, tells_usage=upstream.tells_usage(self._model))
-        headers = {"content-type": "application/json", "accept": "text/event-stream"}
-        request = fleet.client.build_request(
-            "POST", upstream.url + self._prompt.path, content=body, headers=headers
-        )
+        exchange = fleet.client.exchange(upstream.url, self._prompt.path, body)
         try:
-            async with asyncio.timeout(times.first) as limit:
-                response = await fleet.client.send(request, stream=True)
-                try:
-                    if response.status_code != 200:
-                        raise refusal(upstream, response, await read_limited(response))
-                    self.accepted.set()
-                    await self._read_events(upstream, response, limit)
-                finally:
-                    await response.aclose()
+            async with asyncio.timeout(times.first) as limit, exchange as response:
+                if response.status != 200:
+                    raise refusal(upstream, response, await read_limited(response))
+                self.accepted.set()
+                await self._read_events(upstream, response, limit)
         except TimeoutError:
             text = f"the upstream sent nothing for {times.silence if self.delivers else times.first:g} s"
             raise _UpstreamFailed(_gateway_error(text, 504)) from None
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except ConnectError as error:
             fleet.mark_down(upstream, describe(error))
             raise _UpstreamFailed(Overloaded("the upstream is down; try again later")) from None
-        except httpx.HTTPError:
+        except HttpError:
             text = "the upstream closed the connection before the end of the answer"
             raise _UpstreamFailed(_gateway_error(text), may_be_idle=True) from None
 
     async def _read_events(
-        self, upstream: Upstream, response: httpx.Response, limit: asyncio.Timeout
+        self, upstream: Upstream, response: HttpConnection, limit: asyncio.Timeout
     ) -> None:
         clock, silence = asyncio.get_running_loop().time, self._fleet.times.silence
         self._choices = self._new_choices()
@@ -318,16 +312,16 @@ class _Stream:
         return [ChoiceReader(self._first + n, self._prompt.tools) for n in range(self._prompt.n)]
 
 
-def refusal(upstream: Upstream, response: httpx.Response, body: bytes) -> Exception:
+def refusal(upstream: Upstream, response: HttpConnection, body: bytes) -> Exception:
     """Return the error for a response without an answer: the client's own fault, or an upstream that
     failed."""
-    status = response.status_code
+    status = response.status
     message, code = _message_of(body)
     if status in (400, 413, 422):
         return BadRequest(message or "the upstream refused the request", code=code)
     if status in (429, 503, 529):
-        wait = response.headers.get("retry-after", "")
-        after = min(float(wait), 3600.0) if wait.isdecimal() else 2.0
+        wait = response.headers.get(b"retry-after", b"")
+        after = min(float(wait), 3600.0) if wait.isdigit() else 2.0
         return _UpstreamFailed(Overloaded("the upstream is overloaded; try again later", after))
     if status in (401, 403):
         log.error("upstream %s refuses the key in HERD_UPSTREAM_KEY (%d)", upstream.url, status)
@@ -364,12 +358,12 @@ def _gateway_error(message: str, status: int = 502) -> ApiError:
     return ServerFault(message, status=status, code="upstream_failed")
 
 
-async def _sse_data(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _sse_data(response: HttpConnection) -> AsyncIterator[bytes]:
     """Yield the data of each server-sent event. Lines end with LF only, whatever else may be inside of
     JSON."""
     rest = b""
     data: list[bytes] = []
-    async for chunk in response.aiter_raw():
+    async for chunk in response.chunks():
         *lines, rest = (rest + chunk).split(b"\n")
         if len(rest) > MAX_ANSWER:
             raise ServerFault("an event of the upstream is too long", status=502, code="upstream_failed")

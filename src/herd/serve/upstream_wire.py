@@ -36,7 +36,7 @@ BEGINNING = 512
 """Characters or tokens by which prompts are told apart to send them to the upstream that has them in its
 cache."""
 BYTES_PER_TOKEN = 4
-"""Of a prompt whose tokens the upstream never told, as they are estimated for a stream that broke."""
+"""Estimate for the bill of a stream that broke before the upstream told the tokens of the prompt."""
 _END_REASONS: Mapping[str, EndReason] = {"length": "length", "tool_calls": "tool_calls"}
 
 
@@ -95,17 +95,22 @@ def tokenize_body(body: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def prompt_bound(body: Mapping[str, Any]) -> int:
-    """Return the most tokens that the prompt of a body can have: its bytes, and what a chat template adds."""
+def prompt_size(body: Mapping[str, Any]) -> tuple[int, int]:
+    """Return an estimate of the tokens of a body's prompt, and the most that it can have.
+
+    The most: a token for each byte, and what a chat template adds. Token ids are counted.
+    """
     prompt = body.get("prompt")
-    if isinstance(prompt, str):
-        return len(prompt.encode()) + 2
+    if prompt is not None and not isinstance(prompt, str):
+        return len(prompt), len(prompt) + 1
     if prompt is not None:
-        return len(prompt) + 1
-    messages = body["messages"]
-    tools = json.dumps(body["tools"], ensure_ascii=False, indent=4) if "tools" in body else ""
-    nbytes = len(encoded(messages)) + len(tools.encode("utf-8", "replace"))
-    return nbytes + MESSAGE_BYTES * len(messages) + TEMPLATE_BYTES
+        nbytes, added = len(prompt.encode()), 2
+    else:
+        messages = body["messages"]
+        tools = json.dumps(body["tools"], ensure_ascii=False, indent=4) if "tools" in body else ""
+        nbytes = len(encoded(messages)) + len(tools.encode("utf-8", "replace"))
+        added = MESSAGE_BYTES * len(messages) + TEMPLATE_BYTES
+    return nbytes // BYTES_PER_TOKEN, nbytes + added
 
 
 def prompt_beginning(body: Mapping[str, Any]) -> bytes:

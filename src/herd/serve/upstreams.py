@@ -20,10 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
-
 from .. import __version__
 from ..errors import ConfigError
+from .http_client import HttpClient, HttpConnection, HttpError
 
 log = logging.getLogger("herd.serve")
 
@@ -83,20 +82,17 @@ class Fleet:
     ) -> None:
         self.upstreams = [Upstream(url) for url in dict.fromkeys(map(checked_url, urls))]
         self.context, self.times = context, times or UpstreamTimes()
-        self._key, self._secret, self._refresh_seconds = key, secret, refresh_seconds
+        self._secret, self._refresh_seconds = secret, refresh_seconds
+        headers = {"user-agent": f"herd/{__version__}", "accept-encoding": "identity"}
+        if key:
+            if not (key.isascii() and key.isprintable()):
+                raise ConfigError("HERD_UPSTREAM_KEY: has characters that no key has, e.g. a line end")
+            headers["authorization"] = f"Bearer {key}"
+        self.client = HttpClient(headers, self.times.connect)
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self, changed: Callable[[], None]) -> None:
         """Ask every upstream for its models, and go on doing so. ``changed`` is called after each time."""
-        headers = {"user-agent": f"herd/{__version__}", "accept-encoding": "identity"}
-        if self._key:
-            headers["authorization"] = f"Bearer {self._key}"
-        times = httpx.Timeout(None, connect=self.times.connect, write=self.times.silence)
-        # Servers close idle connections after 5 s, and one that is used at that moment fails.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=256, keepalive_expiry=3.0)
-        self.client = httpx.AsyncClient(
-            headers=headers, timeout=times, limits=limits, follow_redirects=False, trust_env=False
-        )
         await self.refresh()
         changed()
         self._watching = asyncio.create_task(self._watch(changed))
@@ -107,7 +103,7 @@ class Fleet:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watching
-            await self.client.aclose()
+            self.client.close()
 
     async def refresh(self) -> None:
         """Ask every upstream for its models."""
@@ -147,23 +143,16 @@ class Fleet:
             log.warning("upstream %s is down: %s", upstream.url, reason)
         upstream.is_up, upstream.counts_tokens = False, None
 
-    async def post(self, upstream: Upstream, path: str, body: bytes) -> tuple[int, bytes]:
-        """Send a short request and return the status and the body of the response. Raises httpx.HTTPError."""
-        request = self.client.build_request(
-            "POST", upstream.url + path, content=body, headers={"content-type": "application/json"}
-        )
-        return await self._exchange(request)
-
-    async def _exchange(self, request: httpx.Request) -> tuple[int, bytes]:
+    async def ask(self, upstream: Upstream, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        """Return the status and the body of a short response. Raises `HttpError`."""
         try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                response = await self.client.send(request, stream=True)
-                try:
-                    return response.status_code, await read_limited(response)
-                finally:
-                    await response.aclose()
+            async with (
+                asyncio.timeout(PROBE_SECONDS),
+                self.client.exchange(upstream.url, path, body) as response,
+            ):
+                return response.status, await read_limited(response)
         except TimeoutError:
-            raise httpx.ReadTimeout(f"no answer within {PROBE_SECONDS:g} s") from None
+            raise HttpError(f"no answer within {PROBE_SECONDS:g} s") from None
 
     async def _watch(self, changed: Callable[[], None]) -> None:
         while True:
@@ -173,12 +162,11 @@ class Fleet:
 
     async def _refresh(self, upstream: Upstream) -> None:
         try:
-            request = self.client.build_request("GET", upstream.url + "/v1/models")
-            status, body = await self._exchange(request)
+            status, body = await self.ask(upstream, "/v1/models")
             if status != 200:
                 raise ValueError(f"GET /v1/models is answered with {status}")
             models = {card["id"]: card for card in json.loads(body)["data"] if isinstance(card["id"], str)}
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        except (HttpError, ValueError, KeyError, TypeError) as error:
             self.mark_down(upstream, describe(error))
             return
         if not upstream.is_up:
@@ -186,10 +174,10 @@ class Fleet:
         upstream.models, upstream.is_up = models, True
 
 
-async def read_limited(response: httpx.Response) -> bytes:
+async def read_limited(response: HttpConnection) -> bytes:
     """Return the body of a response. Raises ValueError if it is too long."""
     body = bytearray()
-    async for chunk in response.aiter_raw():
+    async for chunk in response.chunks():
         body += chunk
         if len(body) > MAX_ANSWER:
             raise ValueError(f"the upstream's answer is longer than {MAX_ANSWER:,} bytes")
@@ -211,6 +199,8 @@ def checked_url(url: str) -> str:
         raise ConfigError(
             f"--upstream has a password in the address of {parts.hostname}: put it into HERD_UPSTREAM_KEY"
         )
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"--upstream {url!r}: write the address in ASCII (xn-- and %) and without spaces")
     if parts.query or parts.fragment:
         raise ConfigError(f"--upstream {url}: leave out what follows the path")
     return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/").removesuffix("/v1")

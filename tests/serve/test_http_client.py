@@ -1,0 +1,242 @@
+"""The client for upstreams reads what httpx reads, whatever the pieces in which it arrives, and keeps connections."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+import uvloop
+
+from herd.serve import http_client
+from herd.serve.http_client import ConnectError, HttpClient, HttpError
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nX-Name: Value\r\n\r\n3\r\none\r\n4;x=y\r\n\r\ntw\r\n0\r\n\r\n"
+WITH_LENGTH = b"HTTP/1.1 404 Not Found\r\nContent-Length: 5\r\n\r\nthree"
+UNTIL_CLOSED = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nall of it"
+INTERIM = b"HTTP/1.1 100 Continue\r\nx-early: 1\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n"
+RESPONSES = [
+    CHUNKED,
+    WITH_LENGTH,
+    UNTIL_CLOSED,
+    INTERIM + CHUNKED,
+    b"HTTP/1.1 204 No Content\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n",
+    b"HTTP/1.0 200 OK\r\n\r\nold",
+]
+BROKEN = [
+    b"",
+    CHUNKED[:-20],
+    WITH_LENGTH[:-1],
+    b"HTTP/1.1 200 OK\r\ncontent-le",
+    b"no HTTP at all\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nnumber\r\nx\r\n",
+    b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nthree",
+    b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nx-long: " + 1_000_000 * b"x" + b"\r\n\r\n",
+]
+
+
+class Peer:
+    """A server that answers every request with the same bytes, in pieces of ``size``. ``n_connections`` counts."""
+
+    def __init__(
+        self, response: bytes, size: int = 1 << 20, *, closes: bool = False, after: bytes = b""
+    ) -> None:
+        self.response, self.size, self.closes, self.after = response, size, closes, after
+        self.n_connections = 0
+        self.requests: list[bytes] = []
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.n_connections += 1
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
+                self.requests.append(head + await reader.readexactly(int(length or 0)))
+                for start in range(0, len(self.response), self.size):
+                    writer.write(self.response[start : start + self.size])
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                if self.closes:
+                    break
+                if self.after:
+                    await asyncio.sleep(0.02)
+                    writer.write(self.after)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        writer.close()
+
+
+@asynccontextmanager
+async def serving(peer: Peer):
+    """Run a peer and yield its URL."""
+    server = await asyncio.start_server(peer, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+async def read(
+    client: HttpClient, url: str, body: bytes | None = b"{}"
+) -> tuple[int, dict[bytes, bytes], bytes]:
+    async with client.exchange(url, "/path", body) as response:
+        pieces = [piece async for piece in response.chunks()]
+        return response.status, response.headers, b"".join(pieces)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+@pytest.mark.parametrize("response", RESPONSES)
+def test_a_response_is_the_one_that_httpx_reads(response, size):
+    async def both():
+        peer = Peer(response, size, closes=True)
+        async with serving(peer) as url, httpx.AsyncClient() as other:
+            ours = await read(HttpClient({"x": "y"}, 5), url)
+            theirs = await other.post(f"{url}/path", content=b"{}")
+        return ours, (theirs.status_code, {k.lower(): v for k, v in theirs.headers.raw}, theirs.content)
+
+    ours, theirs = uvloop.run(both())
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("size", [1000, 1 << 20])
+@pytest.mark.parametrize("response", BROKEN)
+def test_a_broken_response_is_an_error(response, size):
+    async def ask():
+        async with serving(Peer(response, size, closes=True)) as url:
+            await read(HttpClient({}, 5), url)
+
+    with pytest.raises(HttpError):
+        uvloop.run(ask())
+
+
+def test_what_is_sent_is_exactly_what_was_given():
+    async def ask():
+        peer = Peer(WITH_LENGTH)
+        async with serving(peer) as url:
+            client = HttpClient({"authorization": "Bearer k"}, 5)
+            await read(client, f"{url}/base", b'{"a": 1}')
+            await read(client, f"{url}/base", None)
+        return url.removeprefix("http://").encode(), peer.requests
+
+    host, (post, get) = uvloop.run(ask())
+    given = b"host: " + host + b"\r\nauthorization: Bearer k\r\n"
+    json = b"content-type: application/json\r\ncontent-length: 8\r\n\r\n" + b'{"a": 1}'
+    assert post == b"POST /base/path HTTP/1.1\r\n" + given + json
+    assert get == b"GET /base/path HTTP/1.1\r\n" + given + b"\r\n"
+
+
+def connections(peer: Peer, n_requests: int = 3, pause: float = 0.0) -> int:
+    """Return how many connections some requests made, one after another."""
+
+    async def ask():
+        async with serving(peer) as url:
+            client = HttpClient({}, 5)
+            for _ in range(n_requests):
+                async with client.exchange(url, "/", b"{}") as response:
+                    async for _ in response.chunks():
+                        break  # the rest comes at once
+                await asyncio.sleep(pause)
+            client.close()
+
+    uvloop.run(ask())
+    return peer.n_connections
+
+
+def test_a_connection_is_used_again(monkeypatch):
+    assert connections(Peer(CHUNKED)) == 1
+    assert connections(Peer(CHUNKED, size=5)) == 1
+    assert connections(Peer(INTERIM + WITH_LENGTH)) == 1
+    monkeypatch.setattr(http_client, "IDLE_SECONDS", 0.0)
+    assert connections(Peer(CHUNKED)) == 3
+
+
+@pytest.mark.parametrize(
+    "peer",
+    [
+        Peer(WITH_LENGTH, closes=True),
+        Peer(WITH_LENGTH.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")),
+        Peer(WITH_LENGTH + WITH_LENGTH),
+        Peer(WITH_LENGTH, after=WITH_LENGTH),
+        Peer(WITH_LENGTH + b"garbage"),
+    ],
+)
+def test_a_connection_that_is_closed_or_says_more_than_was_asked_is_not_used_again(peer):
+    assert connections(peer, pause=0.05) == 3
+
+
+def test_a_response_whose_rest_does_not_come_is_closed(monkeypatch):
+    monkeypatch.setattr(http_client, "REST_SECONDS", 0.01)
+    assert connections(Peer(CHUNKED[:-5])) == 3
+
+
+def test_a_reader_that_leaves_closes_the_connection_at_once():
+    async def leave():
+        left = asyncio.Event()
+
+        async def watched(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(CHUNKED[:-5])
+            await reader.read()  # returns when the client has closed
+            left.set()
+            writer.close()
+
+        async with serving(watched) as url:
+            with pytest.raises(ZeroDivisionError):
+                async with HttpClient({}, 5).exchange(url, "/", None):
+                    raise ZeroDivisionError
+            await asyncio.wait_for(left.wait(), 5)
+
+    uvloop.run(leave())
+
+
+def test_a_slow_reader_holds_the_server_back():
+    n_sent = 0
+
+    async def flood(reader, writer):
+        nonlocal n_sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100000000\r\n\r\n")
+        piece = bytes(100_000)
+        while n_sent < 100_000_000:
+            writer.write(piece)
+            n_sent += len(piece)
+            await writer.drain()
+        writer.close()
+
+    async def ask():
+        async with serving(flood) as url, HttpClient({}, 5).exchange(url, "/", None) as response:
+            await asyncio.sleep(0.3)
+            n_before = n_sent
+            n_read = 0
+            async for piece in response.chunks():
+                n_read += len(piece)
+            return n_before, n_read
+
+    n_before, n_read = uvloop.run(ask())
+    assert n_before < 50_000_000
+    assert n_read == 100_000_000
+
+
+def test_a_server_that_cannot_be_reached_is_told_apart():
+    with pytest.raises(ConnectError):
+        uvloop.run(read(HttpClient({}, 5), "http://127.0.0.1:1"))
+
+    async def with_tls(server, seconds: float):
+        async with serving(server) as url:
+            await read(HttpClient({}, seconds), url.replace("http:", "https:"))
+
+    async def silent(reader, writer):
+        await reader.read()
+        writer.close()
+
+    async def plain(reader, writer):
+        writer.write(b"what?")
+        writer.close()
+
+    with pytest.raises(ConnectError, match=r"within 0\.05 s"):
+        uvloop.run(with_tls(silent, 0.05))
+    with pytest.raises(ConnectError):
+        uvloop.run(with_tls(plain, 5))
