@@ -5,10 +5,10 @@
 
 Expected order: Q8_0 far below Q4_K below Q4_0, and GPTQ below plain rounding. All formats are compared with
 the original on the same held-out text, document by document, so each difference has its own interval
-(bootstrap over documents); an order holds if the interval of the difference excludes zero. Embedding and head
+(bootstrap over documents). An order holds if the interval of the difference excludes zero. Embedding and head
 always have 8 bits, so only the linear layers differ. GPTQ is calibrated on text of the training split.
 
-Without FOLDER, `recipes/tiny-lm.yaml` is trained with rows of 256 and 768, as Q4_K needs them; an interrupted
+Without FOLDER, `recipes/tiny-lm.yaml` is trained with rows of 256 and 768, as Q4_K needs them. An interrupted
 training resumes.
 """
 
@@ -46,8 +46,7 @@ ORDER = (("Q8_0", "Q4_K gptq"), ("Q4_K", "Q4_0"), ("Q4_K gptq", "Q4_K"), ("Q4_0 
 RECIPE = Path(__file__).parents[1] / "recipes" / "tiny-lm.yaml"
 SHAPE = {"dim": 256, "n_layers": 4, "n_heads": 8, "n_kv_heads": 4, "ffn_dim": 768}
 MUCH = 10
-"""How many times less Q8_0 must cost than Q4_K to be far below; steps sixteen times finer make it 256 in
-theory."""
+"""How many times less Q8_0 must cost than Q4_K to be far below (256 in theory, by steps 16 times finer)."""
 
 
 def trained() -> Path:

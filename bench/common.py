@@ -2,7 +2,7 @@
 
 A bench writes to ``runs/receipts/``, which git ignores, so that measuring does not change the sources of the README
 and docs/checks.md are generated from. With ``--commit`` the receipt replaces the committed one in
-``bench/receipts/``; `make readme` then rewrites the tables.
+``bench/receipts/``, and `make readme` then rewrites the tables.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from herd.machine import peak_memory
 
 
 class Contestant:
-    """A running contestant. ``quiet`` drops its stderr; ``environment`` is added to this process's."""
+    """A running contestant. ``quiet`` drops its stderr. ``environment`` is added to this process's."""
 
     def __init__(
         self, command: Sequence[str], *, quiet: bool = False, environment: Mapping[str, str] | None = None

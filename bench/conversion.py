@@ -1,6 +1,6 @@
 """Measure memory and time of converting an 8B folder, and the work that a kill loses.
 
-    python bench/conversion.py            # a few minutes on two cores; needs 30 GB of disk in --work until it ends
+    python bench/conversion.py            # a few minutes on two cores, needs 30 GB of disk in --work until it ends
 
 A folder of the 8B shape in bf16 (16 GB, seeded random weights, four shards) is made. Then, each in a process
 of its own, it is quantized to Q4_0, exported as GGUF in F16 and exported for vLLM, and the Q4_0 folder is
@@ -85,7 +85,7 @@ def run(body: str, *args: Path) -> dict[str, float]:
 
 
 def killed(body: str, source: Path, out: Path) -> dict[str, float]:
-    """Kill the work with kill -9 once a third is written, then resume it; count the tensors kept."""
+    """Kill the work with kill -9 once a third is written, then resume it and count the tensors kept."""
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT.format(body=body), str(source), str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     total = len(list(checkpoint.load_config(source).param_shapes()))

@@ -5,8 +5,8 @@
 No model is needed: each task reads its whole data set, for base and instruct models. Gold answers given as a
 model's output must score 100 %, wrong ones 0 %. Programs run in the sandbox: the 164 reference
 solutions of HumanEval, the 500 of MBPP. Five of IFEval's 541 prompts contradict themselves: they must be
-repeated word for word, but contain what they forbid (a comma; a word), so no text can satisfy both
-(`ifeval.contradictions`). The bar is every item that can be satisfied; the receipt names the others.
+repeated word for word, but contain what they forbid (a comma or a word), so no text can satisfy both
+(`ifeval.contradictions`). The bar is every item that can be satisfied. The receipt names the others.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     HERD_TEST_DATA=../shared/data python bench/eval_lmeval.py
 
 The first 200 real items of every task of the leak suite are put to a random model of D = 64 with Meta's
-tokenizer and 8k context, in fp32. lm-eval runs its own task files and its own `hf` model; only the rows come
+tokenizer and 8k context, in fp32. lm-eval runs its own task files and its own `hf` model. Only the rows come
 from the data sets on disk, and shots are drawn by its ``first_n`` sampler. Compared per item: every
 log-likelihood, which choice is best by ``acc`` and by ``acc_norm``, and whether a continuation is the greedy
-one; for tasks that generate text, the text without special tokens, cut at --tokens tokens to limit the time.
+one. For tasks that generate text: the text without special tokens, at most --tokens tokens to limit the time.
 Finished tasks are kept in --work, so the same command continues after an interruption.
 """
 
@@ -91,7 +91,7 @@ def _texts(
 
 
 def without(text: str, tokenizer: Tokenizer) -> str:
-    """Remove special tokens from a text; a random model writes them too."""
+    """Remove special tokens from a text. A random model writes them too."""
     for name in tokenizer.special_tokens:
         text = text.replace(name, "")
     return text

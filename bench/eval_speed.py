@@ -31,7 +31,7 @@ from lmeval import RIVALS, judged_alike, open_both, oracle, random_folder
 MODEL = ModelConfig(128256, 512, 12, 8, 4, 1536, rope_theta=500_000.0, max_context=8192, tie_embeddings=True)
 BARS = {"mmlu_astronomy": 5.0, "hellaswag": 3.0}
 PARTS = 4
-"""Both answer a part, then the next; each part is kept, so that the same command goes on. Herd begins each
+"""Both answer a part, then the next. Each part is kept, so that the same command resumes. Herd begins each
 part with nothing cached, which is to its disadvantage."""
 
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def kept_part(name: str, part: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the result of a part; measure it if it is missing."""
+    """Return the result of a part, measuring it if it is missing."""
     path = args.work / f"{name}-{args.limit}-{args.batch}-{args.threads}-{part}.json"
     if not path.is_file():
         write_atomically(path, json.dumps(measure(name, part, args)))

@@ -17,7 +17,7 @@ def simulate_run(
 ) -> float:
     """Return the share of ``days`` that is useful training, with interruptions at random moments.
 
-    An unexpected interruption costs the work since the last checkpoint and a restart; a planned one costs
+    An unexpected interruption costs the work since the last checkpoint and a restart. A planned one costs
     only a restart, because a checkpoint is written before it. A failure during a restart starts the restart
     again. ``interval`` (between checkpoints), ``checkpoint_seconds`` and ``restart`` are seconds.
     """

@@ -1,10 +1,10 @@
 """Evaluate a family of models in four suites and put all of them on one page.
 
-    HERD_TEST_DATA=../shared/data python bench/family_page.py runs/full     # some minutes; can be resumed
+    HERD_TEST_DATA=../shared/data python bench/family_page.py runs/full     # some minutes, can be resumed
 
-Only verbs are used: `herd quantize` makes RUN/instruct-q8 and -q4 if they are missing; `herd eval` runs the
-suites tools (its own templates and calls), long and multilingual on every model; `herd eval fidelity`
-compares them with instruct; `herd eval compare` shows everything in RUN/evals/compare.html. The receipt has
+Only verbs are used: `herd quantize` makes RUN/instruct-q8 and -q4 if they are missing. `herd eval` runs the
+suites tools (its own templates and calls), long and multilingual on every model. `herd eval fidelity`
+compares them with instruct. `herd eval compare` shows everything in RUN/evals/compare.html. The receipt has
 the main figures.
 """
 

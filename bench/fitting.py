@@ -60,7 +60,7 @@ def fit_factors(
 
 
 def halves(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """Return the even and the odd rows; neighbours are alike, so each half has rows of every kind."""
+    """Return the even and the odd rows. Neighbours are alike, so each half has rows of every kind."""
     return list(rows[::2]), list(rows[1::2])
 
 

@@ -3,7 +3,7 @@
     make rivals                                              # llama-cpp-python from its source, in .venv-rivals
     python bench/gguf_llamacpp.py runs/full/teacher          # a minute
 
-Herd exports a folder as F32, F16, Q8_0, Q4_0 and Q4_K; llama.cpp loads each, tokenizes the same texts, and
+Herd exports a folder as F32, F16, Q8_0, Q4_0 and Q4_K. llama.cpp loads each, tokenizes the same texts, and
 continues greedily for 64 tokens. llama.cpp writes its own files from Herd's (F32, Q8_0, Q4_0, Q4_K_M and
 Q5_K_M, with its own quantizer), and Herd imports them. The content of such a file is compared without the
 rounding of activations that both do: Herd runs its blocks by the reference (HERD_ISA), unpacks them and
@@ -50,7 +50,7 @@ TEXTS = [
 
 
 def greedy(model: Any, prompt: list[int]) -> list[int]:
-    """Return Herd's greedy tokens; stop tokens do not end them, as in llama.cpp's worker."""
+    """Return Herd's greedy tokens. Stop tokens do not end them, as in llama.cpp's worker."""
     from herd.engine.engine import Engine
     from herd.engine.request import Request, Sampling
 
@@ -80,7 +80,7 @@ def possible(folder: Path) -> tuple[list[str], dict[str, int]]:
 
 
 def measure(rival: Contestant, folder: Path, work: Path, label: str) -> dict[str, Value]:
-    """Return all comparisons for a folder; their keys end in ``label``."""
+    """Return all comparisons for a folder. Their keys end in ``label``."""
     values: dict[str, Value] = {}
     tokenizer = checkpoint.load_tokenizer(folder)
     if tokenizer is None:

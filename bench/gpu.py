@@ -4,8 +4,8 @@
     python bench/gpu.py STEP [--commit]   # one step: devices, tests, decode-bf16, ...
 
 Each step runs in a process of its own under a time limit, writes one receipt (`gpu-STEP.json`) and may fail
-alone; the summary at the end lists every step with its figure or its error. Weights are random and have the
-shape of 8B unless a step says otherwise; nothing is downloaded. Without a CUDA device the script says what it
+alone. The summary at the end lists every step with its figure or its error. Weights are random and have the
+shape of 8B unless a step says otherwise. Nothing is downloaded. Without a CUDA device the script says what it
 skipped and ends.
 
 Legend: B sequences, T tokens, D width, V vocabulary.
@@ -25,7 +25,7 @@ from common import bench_parser, save_receipt
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 8 * 60
-"""All steps together; a step that would start later is skipped."""
+"""All steps together. A step that would start later is skipped."""
 
 Figures = dict[str, tuple[float, str]]
 """Measured numbers by name, each with its unit."""
@@ -98,8 +98,7 @@ def tests() -> Figures:
 
 
 def model_of(size: str, dtype: str = "bf16"):
-    """Return a model of this shape on the device with random weights; a format's name gives quantized
-    layers."""
+    """Return a model of this shape with random weights on the device, quantized if ``dtype`` is a format."""
     import torch
 
     from herd.llama.config import SIZES
@@ -258,7 +257,7 @@ STEPS: dict[str, tuple[Callable[[], Figures], int]] = {
     "decode-q8": (lambda: decode("q8", steps=16), 120),
     "decode-q4": (lambda: decode("q4", steps=16), 120),
 }
-"""The steps with the seconds after which each is stopped; the most important ones first."""
+"""The steps with the seconds after which each is stopped, the most important ones first."""
 
 
 def measure_step(name: str, *, commit: bool) -> None:
@@ -277,7 +276,7 @@ def measure_step(name: str, *, commit: bool) -> None:
 
 
 def measure_all(*, commit: bool) -> int:
-    """Run every step in a process of its own; return 0 if all succeeded."""
+    """Run every step in a process of its own. Return 0 if all succeeded."""
     end = time.monotonic() + SECONDS
     results = {}
     for name, (_, limit) in STEPS.items():

@@ -5,7 +5,7 @@
 Pairs of models with a known difference are simulated: every item has a difficulty, both models answer it, and
 `paired_difference` gives an interval for the difference of the population they come from. The cases differ in
 the kind of score (right or wrong; a share; bits over bytes) and in the number of items. With 2,000 pairs per
-case, an interval with a coverage of exactly 95 % shows 94 to 96 % in 96 of 100 runs; with 500 pairs, one of
+case, an interval with a coverage of exactly 95 % shows 94 to 96 % in 96 of 100 runs. With 500 pairs, one of
 the nine cases would leave 93 to 97 % by chance in every third run.
 """
 
@@ -46,13 +46,13 @@ def right_or_wrong(gap: float) -> Callable[[np.random.Generator, int], Draw]:
 
 
 def shares(random: np.random.Generator, n: int) -> Draw:
-    """How many of four things were found; the first model finds each with 10 points more."""
+    """How many of four things were found. The first model finds each with 10 points more."""
     chance = 0.1 + 0.8 * random.beta(2, 2, n)
     return random.binomial(4, chance + 0.05) / 4, random.binomial(4, chance - 0.05) / 4, None
 
 
 def bits(random: np.random.Generator, n: int) -> Draw:
-    """Documents of very different lengths; the second model needs 0.05 bits a byte more, give or take."""
+    """Documents of very different lengths. The second model needs 0.05 bits a byte more, give or take."""
     n_bytes = np.exp(random.normal(6, 0.8, n))
     each = random.normal(1.4, 0.3, n)
     return each * n_bytes, (each + 0.05 + random.normal(0, 0.1, n)) * n_bytes, n_bytes

@@ -32,7 +32,7 @@ def command(runs: Path, name: str, seed: int) -> list[str]:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Weights' hash of every checkpoint; loading each proves that it is whole."""
+    """Weights' hash of every checkpoint. Loading each proves that it is whole."""
     found = {}
     for name in MODELS:
         if (folder / name).exists():

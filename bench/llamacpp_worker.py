@@ -1,6 +1,6 @@
-"""Run llama.cpp on GGUF files; the rival's own Python, which has no Herd, runs this program.
+"""Run llama.cpp on GGUF files. Its own Python, which has no Herd, runs this program.
 
-Reads a job from every line of stdin and writes an answer as a line to stdout; both are JSON. Jobs:
+Reads a job from every line of stdin and writes an answer as a line to stdout. Both are JSON. Jobs:
 
     {"do": "version"}                                                        -> "0.3.16"
     {"do": "run", "file": PATH, "prompt": [ids], "n": 64, "out": NPY}        -> {"ids": [...]}   ("lora": an adapter)
@@ -45,7 +45,7 @@ def version(job: dict) -> str:
 
 
 def run(job: dict) -> dict:
-    """Return greedy tokens; stop tokens do not end them."""
+    """Return greedy tokens. Stop tokens do not end them."""
     prompt = job["prompt"]
     model = load(job, len(prompt) + job["n"] + 8)
     model.eval(prompt)

@@ -32,7 +32,7 @@ TIE = 1e-4
 
 
 def random_folder(folder: Path, config: ModelConfig, std: float | None = None) -> Path:
-    """Return the folder of a random model with Meta's tokenizer; make it if it is missing."""
+    """Return the folder of a random model with Meta's tokenizer, making it if it is missing."""
     if not folder.exists():
         model = LlamaLM(config).init_weights(0, **({} if std is None else {"std": std}))
         tokenizer = Tokenizer.from_file(DATA / "llama3_tokenizer" / "tokenizer.model")

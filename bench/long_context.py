@@ -2,7 +2,7 @@
 
     python bench/long_context.py                   # two minutes on two cores, 15 GB of memory
 
-Every page of the cache is filled with seeded synthetic keys and values; then the last tokens up to the
+Every page of the cache is filled with seeded synthetic keys and values. Then the last tokens up to the
 model's context are decoded, each of which reads the whole cache. Bytes are compared with the planner's
 formulas: tensors with `Scheme.nbytes` and `engine.memory.nbytes`, and the growth of the process's peak memory
 with their sum.

@@ -1,10 +1,10 @@
 """Compare peak memory and time of the chunked loss with the plain one, with Llama 3's vocabulary.
 
-    python bench/loss_memory.py            # about 4 minutes on two cores; needs 15 GB for the plain loss
+    python bench/loss_memory.py            # about 4 minutes on two cores, needs 15 GB for the plain loss
 
-N = 8192 tokens, D = 512, V = 128,256, fp32; gradients for the hidden states and the weight. Each side runs in
+N = 8192 tokens, D = 512, V = 128,256, fp32, with gradients for the hidden states and the weight. Each side runs in
 its own process: inputs are made and touched, then the growth of the resident set over the first pass is its
-peak. Times are measured alternately, one pass each, with both processes resident; medians and ratios of paired
+peak. Times are measured alternately, one pass each, with both processes resident. Medians and ratios of paired
 turns are reported.
 
 The plain loss is ``F.cross_entropy(hidden @ weight.T, targets)``, which is what `transformers` computes.
@@ -52,7 +52,7 @@ class PeakAbove:
 
 
 def contestant(side: str, threads: int) -> None:
-    """Run a pass for every line on stdin; answer with its seconds, loss and peak bytes."""
+    """Run a pass for every line on stdin. Answer with its seconds, loss and peak bytes."""
     import torch
     import torch.nn.functional as F
 
@@ -95,7 +95,7 @@ def main() -> None:
         return
     processes = {side: Contestant.of_this_script(side, arguments.threads) for side in ("plain", "chunked")}
     turns: dict[str, list[dict[str, float]]] = {side: [] for side in processes}
-    for turn in range(arguments.rounds + 1):  # the first warms up; its peak counts, its time does not
+    for turn in range(arguments.rounds + 1):  # the first warms up: its peak counts, its time does not
         for side, process in processes.items():
             turns[side].append(process.ask())
         print(

@@ -1,6 +1,6 @@
 """Damage checkpoint files ten thousand times. Each must be refused, or still give the same model.
 
-    python bench/mutations.py             # about ten minutes on one core; can be interrupted and resumed
+    python bench/mutations.py             # about ten minutes on one core, can be interrupted and resumed
 
 Seeded damage (flipped bits, numbers that overflow, bytes removed, inserted or copied:
 `tests/checkpoint/damage.py`) is done to a Q4_0 GGUF and a safetensors file, half of it in the header. Each
@@ -36,7 +36,7 @@ from damage import fuzz
 FILES = {"gguf": "model.gguf", "safetensors": "model.safetensors"}
 CHUNK = 250
 PATIENCE = 600
-"""Seconds allowed for a chunk; a file takes some hundredths of a second."""
+"""Seconds allowed for a chunk, of which a file takes some hundredths."""
 
 
 def folder_of(kind: str, work: Path) -> Path:

@@ -1,7 +1,7 @@
 """Compare the planner with this machine: twelve configurations, predicted and then run.
 
     python bench/plan_here.py                 # all twelve, about ten minutes
-    python bench/plan_here.py chat-8B-q4      # only this one; the receipt keeps the others' rows
+    python bench/plan_here.py chat-8B-q4      # only this one (the receipt keeps the others' rows)
 
 Chat (decode and prefill at true shapes with random weights), training (small models, forward to Adam),
 quantizing (a bf16 folder to blocks). Each runs in its own process, and the peak memory is read from the
@@ -65,7 +65,7 @@ def worker(name: str) -> Record:
 
 
 def base_rss() -> int:
-    """Resident bytes of this process before there is any model; the high-water mark begins here."""
+    """Resident bytes of this process before there is any model. The high-water mark begins here."""
     import psutil
 
     from herd.machine import reset_peak_memory

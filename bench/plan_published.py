@@ -1,4 +1,4 @@
-"""Compare the planner with published runs; there are five receipts, plan-NAME.
+"""Compare the planner with published runs. There are five receipts, plan-NAME.
 
     python bench/plan_published.py
 
@@ -50,7 +50,7 @@ def percent(value: float) -> float:
 def checkpoint_nbytes(config: ModelConfig, format: str | Format) -> int:
     """Return the bytes of all weights in a GGUF format.
 
-    As `herd quantize` writes them: norms in F32, the head of a 4-bit model in 8 bits; in bf16, 2 bytes for
+    As `herd quantize` writes them: norms in F32, the head of a 4-bit model in 8 bits. In bf16, 2 bytes for
     everything.
     """
     found = TYPES[format] if isinstance(format, str) else format
@@ -253,7 +253,7 @@ def failures_receipt(commit: bool) -> None:
 
 
 def titan_tuning(row: published.TitanRow, values: Mapping[str, float]) -> Tuning:
-    """``power``: what 500 W instead of 700 costs; ``eager``: pointwise operators one by one."""
+    """``power`` is what 500 W instead of 700 costs, and ``eager`` means pointwise operators one by one."""
     slow = values["power"] if "500W" in row.machine else 1.0
     return replace(
         HARDWARE,

@@ -3,7 +3,7 @@
     python bench/plan_speed.py        # about a minute
 
 The first one begins with an empty cache folder, so it builds the native kernels as well as measuring the
-machine; the measuring alone is reported as well. Each verb runs in its own process, as from a shell.
+machine. The measuring alone is reported as well. Each verb runs in its own process, as from a shell.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Decoding (1 and 8 tokens) reads every weight once, so its speed is given in bytes of blocks per second and
 compared, alternately, with a loop that only reads memory. The speed of prefill (512 tokens) is given in
-operations per second; a multiply-add is two. The matrices are random and have the shapes of an 8B model.
+operations per second. A multiply-add is two. The matrices are random and have the shapes of an 8B model.
 Together they are too large for any cache.
 """
 

@@ -41,7 +41,7 @@ CONFIG = TrainConfig(
 
 
 class Rows:
-    """Rows that count upwards; each is two packed documents and trains its last 16 to 128 tokens."""
+    """Rows that count upwards. Each is two packed documents and trains its last 16 to 128 tokens."""
 
     def batch(self, position: int, count: int) -> Batch:
         start = torch.arange(position, position + count)[:, None] * 37

@@ -62,7 +62,7 @@ def sizes_table() -> str:
 
 
 def picture() -> str:
-    """Return the picture of the run for light and dark mode; nothing if there is none yet."""
+    """Return the picture of the run for light and dark mode, or nothing if there is none yet."""
     if not (ROOT / "docs" / "img" / "report-light.svg").exists():
         return ""
     return (

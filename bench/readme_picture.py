@@ -31,7 +31,7 @@ def write_pictures(run: Run, folder: Path | str) -> list[Path]:
 
 
 def picture(run: Run, colours: dict[str, str]) -> str:
-    """One SVG of the run; parts that were not measured are left out."""
+    """One SVG of the run. Parts that were not measured are left out."""
     inner = WIDTH - 2 * MARGIN
     half = (inner - GUTTER) / 2
     parts = [
@@ -64,7 +64,7 @@ def picture(run: Run, colours: dict[str, str]) -> str:
 
 
 def _placed(drawing: str, x: float, y: float, width: float) -> tuple[str, float]:
-    """A drawing set into a larger one, as wide as asked but never enlarged; returns it with its height."""
+    """A drawing set into a larger one, as wide as asked but never enlarged. Returns it with its height."""
     found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)
     if found is None:
         raise ValueError("a drawing has no viewBox")

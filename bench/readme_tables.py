@@ -4,7 +4,7 @@
     ...replaced...
     <!-- herd:end -->
 
-`fill` puts a table between the markers with its name; a test checks that the committed pages are up to date.
+`fill` puts a table between the markers with its name. A test checks that the committed pages are up to date.
 `run_values` turns a run into a receipt, so that its numbers are committed although the run itself is not.
 """
 
@@ -36,7 +36,7 @@ _NONE = "–"
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
-    """Replace every marked table in ``text``; an unknown name or an open marker is a `ReportError`."""
+    """Replace every marked table in ``text``. An unknown name or an open marker is a `ReportError`."""
     if text.count("<!-- herd:table ") != len(_MARKED.findall(text)):
         raise ReportError("a table's marker is not closed: end it with <!-- herd:end -->")
 
@@ -115,7 +115,7 @@ def _barred(receipt: Receipt) -> dict[str, Value]:
 
 
 _FAMILY = ("bpb", "kl", "top1", "needle", "tool_use", "code_pass")
-"""Scores with a column in the README; the page of a run shows all."""
+"""Scores with a column in the README. The page of a run shows all."""
 
 
 def family_table(receipt: Receipt | None) -> str:
@@ -178,7 +178,7 @@ def stages_table(receipt: Receipt | None) -> str:
 def plan_table(receipts: Mapping[str, Receipt]) -> str:
     """Return predictions compared with reality.
 
-    Meta's runs have a row each, with the prediction of a constant MFU for comparison; other published runs and those of
+    Meta's runs have a row each, with the prediction of a constant MFU for comparison. Other published runs and those of
     this machine are summed up by their errors.
     """
     rows = [*_meta_rows(receipts.get("plan-meta"))]

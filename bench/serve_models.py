@@ -2,7 +2,7 @@
 
     HERD_TEST_DATA=../shared/data python bench/serve_models.py [--minutes 30] [--commit]
 
-SmolLM2-135M-Instruct is served in three formats by one `herd serve` process. Clients ask with pauses; each keeps to
+SmolLM2-135M-Instruct is served in three formats by one `herd serve` process. Clients ask with pauses. Each keeps to
 one model for some requests and then changes, as people do. A request for a model that is not loaded waits until
 another one is unloaded. Short answers are greedy, so each model's answer to a prompt must be the same every time,
 however often it was unloaded. Memory is the process's resident set, above what it takes before any request.

@@ -3,7 +3,7 @@
 Two processes take turns on the same load: a bare `EngineLoop` whose answers are read by asyncio, and `herd serve`'s
 application with keys, budgets and a ledger, read by raw sockets in this process. The engine is a tiny random model,
 greedy, and each round has new prompts, so both compute the same tokens. The CPU time of the process (all threads)
-is counted, so other programs on the machine matter little. TTFT is measured with one request at a time; it is a
+is counted, so other programs on the machine matter little. TTFT is measured with one request at a time. It is a
 wall time, so the difference between the fastest tenths is given beside the difference between the medians.
 """
 

@@ -113,7 +113,7 @@ def receipt(args: argparse.Namespace, what: str, values: dict[str, Any], **more:
 
 
 def unpacked_folder(work: Path) -> Path:
-    """Return the folder with the file's weights in fp32, in Hugging Face's layout; make it if it is missing."""
+    """Return the folder with the file's weights in fp32, in Hugging Face's layout, making it if it is missing."""
     folder = work / "fp32"
     if not folder.exists():
         checkpoint.import_gguf(FILE, folder, dtype=torch.float32, name="smollm2-fp32")
@@ -162,7 +162,7 @@ def logits(model: LlamaLM, ids: Sequence[int]) -> np.ndarray:
 
 
 def greedy(model: LlamaLM, prompt: list[int], n: int) -> list[int]:
-    """Return greedy tokens from the engine; stop tokens do not end them."""
+    """Return greedy tokens from the engine. Stop tokens do not end them."""
     return Engine(model, None).run([Request(prompt, Sampling(max_tokens=n))])[0].ids
 
 
@@ -246,7 +246,7 @@ def llamacpp_row(args: argparse.Namespace) -> None:
 
 
 def kl_row(args: argparse.Namespace) -> None:
-    """All sides read the same windows; keys and values in fp32, so that only the products' rounding is compared."""
+    """All sides read the same windows. Keys and values are fp32, so that only the products' rounding is compared."""
     ids = tokenizer().encode(wikitext()[:200_000])
     windows = [ids[n * WINDOW : (n + 1) * WINDOW] for n in range(args.limit or N_WINDOWS)]
     exact, packed = checkpoint.load_model(unpacked_folder(args.work)), checkpoint.load_model(FILE)
@@ -377,7 +377,7 @@ def speed_row(args: argparse.Namespace) -> None:
 
 
 def speed_files(work: Path) -> dict[str, Path]:
-    """Return the file as downloaded, and the same weights in two other formats; write these if they are missing."""
+    """Return the file as downloaded and the same weights in two other formats, written if they are missing."""
     files = {"as downloaded": FILE}
     for name, quant in (("Q4_0", "q4"), ("Q8_0", "q8")):
         files[name] = work / f"{quant}.gguf"

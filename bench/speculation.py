@@ -8,7 +8,7 @@ forced: the speed-up over plain greedy decoding, compared with the formula. Rand
 acceptance rate is forced: the draft model runs as usual, and then its token is replaced by the model's own
 next token (known from plain decoding) or by a wrong one. Of every 20 verified draft tokens exactly the given
 share is right, in shuffled order. Plain decoding, the draft's step, the verification of k + 1 rows and
-speculation are measured alternately. The formula of Leviathan et al. assumes that verification costs one step; it is
+speculation are measured alternately. The formula of Leviathan et al. assumes that verification costs one step. It is
 printed next to ours, which takes the measured cost.
 
 student: a real pair of models, sampled at temperature 1. The fraction of verified draft tokens that are accepted
@@ -103,7 +103,7 @@ def speed_up(acceptance: float, k: int, draft_cost: float, verify_cost: float = 
     2211.17192).
 
     ``draft_cost`` is a draft's forward, ``verify_cost`` the forward over k + 1 tokens, both in plain decode
-    steps; the paper takes the latter for 1.
+    steps. The paper assumes that the latter is 1.
     """
     return tokens_per_round(acceptance, k) / (verify_cost + k * draft_cost)
 
@@ -124,7 +124,7 @@ def forced(args: argparse.Namespace) -> None:
     def turn(name: str, engine: Engine, *, a_round: bool = False) -> Callable[[], float]:
         def measure() -> float:
             stream = engine.submit(request)
-            next(stream)  # the prompt; after the first turn it is in the cache
+            next(stream)  # the prompt, which is in the cache after the first turn
             start, rounds = time.perf_counter(), 0
             while not stream.done:
                 engine.step()

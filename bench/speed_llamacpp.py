@@ -5,13 +5,13 @@
     python bench/speed_llamacpp.py q5k --size 1B   # other formats, 1B shape
     python bench/speed_llamacpp.py q4 --batch 16   # sixteen sequences at once
     python bench/speed_llamacpp.py q4 --layers 4 --context 32768 --kv int8     # attention: 32k tokens, 4 layers
-    ... --rounds 5 --steps 8 --layers 32           # at most five minutes on two cores; one receipt each
+    ... --rounds 5 --steps 8 --layers 32           # at most five minutes on two cores, one receipt each
 
 Weights are random and seeded. llama.cpp reads the same blocks from a GGUF file (without a vocabulary, which
 decoding ids does not need), which stays in --work for the next time. A turn is a prefill, or the median of
 some decode steps. A ratio is the median of the rounds' ratios, so it is not exactly the ratio of the printed
 medians. The speed of the memory is measured in the same rounds. Herd samples greedily and goes through its
-engine; llama.cpp only decodes, as in its own llama-bench. A prompt of 32k tokens would take llama.cpp an
+engine, while llama.cpp only decodes, as in its own llama-bench. A prompt of 32k tokens would take llama.cpp an
 hour, so it reads the prompt in chunks that attend only to themselves. Herd reads it whole. The measured steps read the
 same amount in both.
 """

@@ -10,7 +10,7 @@ random weights) three arms of the same architecture are trained with the same se
 * control at equal FLOPs: the same with the additional tokens that the student's teacher forwards would pay
 for.
 
-Bits per byte on held-out text are compared, paired by document; the interval resamples the documents of all
+Bits per byte on held-out text are compared, paired by document. The interval resamples the documents of all
 seeds. Finished arms are kept in the run's folder, so the command can be interrupted and resumed.
 """
 

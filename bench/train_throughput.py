@@ -141,7 +141,7 @@ def start(words: str, threads: int) -> Contestant:
 
 
 def tournament(candidates: dict[str, str], threads: int, tokens: int = TOKENS) -> dict[str, dict[str, float]]:
-    """Return the best of three steps after two to warm up; a hopelessly slow candidate gets no more steps."""
+    """Return the best of three steps after two to warm up. A hopelessly slow candidate gets no more."""
     results: dict[str, dict[str, float]] = {}
     for name, words in candidates.items():
         process, best = (

@@ -3,7 +3,7 @@
     python bench/transformers_decode.py            # about two minutes on two cores
 
 Both have random weights of Llama 3.2 1B's shape. A turn of transformers is a `generate` call (greedy, with its
-own cache) of some tokens, minus a call for one token, so that the prompt does not count; a turn of Herd is
+own cache) of some tokens, minus a call for one token, so that the prompt does not count. A turn of Herd is
 the same number of steps of its engine.
 """
 

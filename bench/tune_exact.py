@@ -5,7 +5,7 @@
     gradients   2 min   QLoRA gradients through the packed blocks against LoRA on the unpacked weights in float64, and
                         the DPO loss of a batch of oasst1 pairs against TRL's trainer
     kill       10 min   herd tune, killed with kill -9 at random moments and started again: the bits of an undisturbed
-                        run; then its data edited: refused, naming the file
+                        run. Then its data are edited: refused, naming the file
 
 Minutes are for two quiet cores.
 """

@@ -5,7 +5,7 @@
     python bench/versions.py ../old --only train     # run, decode, prefill, train or suite
     python bench/versions.py ../old --only suite --pairs 1
 
-Both checkouts run with the same Python and the same installed packages, one after the other in each pair; the ratio
+Both checkouts run with the same Python and the same installed packages, one after the other in each pair. The ratio
 of a pair is the old one's seconds divided by the new one's (above 1: the new one is faster). Reported are the median
 of the ratios and a 95 % interval from the order statistics of the pairs (sign test). `suite` runs the tests of each
 checkout, which differ, so its ratio says what a developer waits, not how fast the code is.

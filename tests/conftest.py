@@ -22,7 +22,7 @@ DATA = Path(os.environ.get("HERD_TEST_DATA", Path(__file__).parents[2] / "shared
 
 @pytest.fixture(scope="session")
 def real_data():
-    """Path of a folder of real test data by name; the test skips, saying which, where it is absent."""
+    """Path of a folder of real test data by name. The test is skipped, saying which, if it is absent."""
 
     def find(name: str) -> Path:
         if not (DATA / name).exists():

@@ -31,7 +31,7 @@ def cores() -> int:
 
 
 def limit_spinning() -> None:
-    """Make waiting threads sleep after about 50 µs instead of milliseconds; call it before torch is imported.
+    """Make waiting threads sleep after about 50 µs instead of milliseconds. Call it before torch is imported.
 
     With GNU OpenMP's default, threads that wait for others keep a core busy. If another program needs that
     core, the threads they wait for do not run: `herd raise --quick` took 107 s on two cores next to a
@@ -171,7 +171,7 @@ def _cgroup_folders(controller: str) -> list[Path]:
             root = root if root.is_dir() else CGROUP_ROOT / controller
         else:
             continue
-        # Inside a container the group's own path may not be visible; its root is then the container's group.
+        # Inside a container the group's own path may not be visible. Its root is then the container's group.
         inner = root / group.lstrip("/")
         inside = [folder for folder in (inner, *inner.parents) if folder.is_relative_to(root)]
         folders += [folder for folder in inside if folder.is_dir()]

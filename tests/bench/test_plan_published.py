@@ -1,4 +1,4 @@
-"""Published runs against predictions; the fit, the simulation of failures and the sizes that the benches
+"""Published runs against predictions: the fit, the simulation of failures and the sizes that the benches
 use."""
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ CONFIG = ModelConfig(600, 48, 2, 6, 3, 80, rope_scaling=RopeScaling(original_con
 
 @pytest.fixture(scope="session")
 def make_model():
-    """Return make_model(dtype=..., **changes of the configuration) -> LlamaLM; its norms differ from 1."""
+    """Return make_model(dtype=..., **changes of the configuration) -> LlamaLM. Its norms differ from 1."""
 
     def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> LlamaLM:
         model = LlamaLM(CONFIG.replace(**changes)).init_weights(seed, std=0.25)

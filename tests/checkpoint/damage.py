@@ -67,7 +67,7 @@ def same_model(a: LlamaLM, b: LlamaLM) -> bool:
 
 
 def fuzz(folder: Path, file: str, seeds: Iterable[int], work: Path) -> Counter[str]:
-    """Mutations of one file of a folder; how they fared, and the slowest one's milliseconds.
+    """Count the outcomes of mutations of one file of a folder, with the slowest one's milliseconds.
 
     Through the folder, whose lineage knows the hash, a file is refused or gives the same model. A GGUF file
     is imported as well, without its lineage: refused, or sound (its numbers cannot be known). A refusal is

@@ -12,9 +12,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """Repositories of one revision each: ``files`` by "ORG/NAME" and path; what happened is in ``requests``.
+    """Repositories of one revision each: ``files`` by "ORG/NAME" and path. What happened is in ``requests``.
 
-    ``refuse`` is (status, error code) for every request. ``cut`` closes a download after that number of bytes, once;
+    ``refuse`` is (status, error code) for every request. ``cut`` closes a download after that number of bytes, once.
     ``damaged`` are files whose bytes are not those that were announced.
     """
 

@@ -21,12 +21,12 @@ from herd.llama.config import ModelConfig
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Pieces by id; ids 3..258 are bytes spelled ``<0x41>``."""
+    """Pieces by id. Ids 3..258 are bytes spelled ``<0x41>``."""
 
     pieces: list[bytes]
 
     def decode(self, ids: list[int]) -> str:
-        """Text after the beginning-of-text token, whose following space is not text; control tokens are left
+        """Text after the beginning-of-text token, whose following space is not text. Control tokens are left
         out."""
         out = b"".join(
             bytes([int(self.pieces[i][3:5], 16)]) if 3 <= i < 259 else self.pieces[i] for i in ids if i > 2

@@ -14,7 +14,7 @@ PYTHON = Path(os.environ.get("HERD_RIVALS", ROOT / ".venv-rivals")) / "bin" / "p
 
 
 def ask_llama_cpp(jobs: list[dict]) -> list[dict]:
-    """Return the answers to jobs of `bench/llamacpp_worker.py`; skip the test where llama.cpp is not built."""
+    """Return the answers to jobs of `bench/llamacpp_worker.py`. Skip the test if llama.cpp is not built."""
     if not PYTHON.exists():
         pytest.skip("needs llama.cpp: make rivals, or HERD_RIVALS=its environment")
     worker = ROOT / "bench" / "llamacpp_worker.py"

@@ -1,7 +1,7 @@
 """What was imported is exported with its own tokenizer, template, stop tokens, sampling and licence.
 
 Each checkpoint (ChatML, an R1-Distill-like one, SentencePiece, SmolLM2) becomes a Hugging Face folder, a GGUF
-file, a quantized folder and a vLLM folder. transformers loads them without code of their own; llama.cpp does in
+file, a quantized folder and a vLLM folder. transformers loads them without code of their own. llama.cpp does in
 the soak run.
 """
 
@@ -169,14 +169,14 @@ def exported(imported) -> dict[str, Path]:
 
 
 def tokenizer_of(folder: Path) -> herd.Tokenizer:
-    """Read a folder's tokenizer; of a vLLM folder Herd reads nothing else."""
+    """Read a folder's tokenizer. Of a vLLM folder Herd reads nothing else."""
     return (
         checkpoint.load_tokenizer(folder) if "vllm" not in folder.name else herd.Tokenizer.from_folder(folder)
     )
 
 
 def greedy(model: LlamaLM, prompt: list[int], n: int = 24) -> list[int]:
-    """Return Herd's greedy tokens; stop tokens do not end them."""
+    """Return Herd's greedy tokens. Stop tokens do not end them."""
     return Engine(model, None).run([Request(prompt, Sampling(max_tokens=n, temperature=0))])[0].ids
 
 
@@ -195,7 +195,7 @@ def same_tokenizer(ours: herd.Tokenizer, theirs, dialogs: bool = True) -> None:
 def test_transformers_reads_the_same_tokenizer_from_every_folder(released, exported, layout):
     before, after = AutoTokenizer.from_pretrained(released), AutoTokenizer.from_pretrained(exported[layout])
     # After a special token SentencePiece and llama.cpp begin with a space, as Herd does and transformers with
-    # the tokenizer.json that Herd writes; transformers' own class for Llama's tokenizer.model does not.
+    # The tokenizer.json that Herd writes. transformers' own class for Llama's tokenizer.model does not.
     exact = not (released / "tokenizer.model").exists()
     for text in TEXTS if exact else TEXTS[:3] + TEXTS[4:]:
         assert after(text).input_ids == before(text).input_ids, text

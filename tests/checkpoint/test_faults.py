@@ -1,4 +1,4 @@
-"""Damaged, misleading and hostile folders are refused in one line; nothing is allocated or overwritten."""
+"""Damaged, misleading and hostile folders are refused in one line. Nothing is allocated or overwritten."""
 
 from __future__ import annotations
 

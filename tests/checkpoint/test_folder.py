@@ -50,7 +50,7 @@ def test_round_trip_through_transformers(tmp_path, make_model, tokenizer, same_b
         assert torch.equal(bits(state[name]), bits(param)), name
     if dtype == torch.float32:
         assert greedy_here(model) == greedy_there(theirs)
-    else:  # rounded sums depend on the order of adding; the same weights in fp32 must agree
+    else:  # rounded sums depend on the order of adding, but the same weights in fp32 must agree
         assert greedy_here(checkpoint.load_model(tmp_path / "ours", dtype=torch.float32)) == greedy_there(
             theirs.float()
         )

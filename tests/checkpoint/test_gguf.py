@@ -223,7 +223,7 @@ def test_an_imported_packed_file_is_kept_byte_for_byte(plain, tmp_path, name, to
     "name, dtype", [("f32", torch.float32), ("f16", torch.float16), ("bf16", torch.bfloat16)]
 )
 def test_plain_files_become_plain_folders(plain, tmp_path, name, dtype, tokenizer):
-    """After export and import the weights are the rounded ones; tokenizer and configuration are the same."""
+    """After export and import the weights are the rounded ones. Tokenizer and configuration are the same."""
     checkpoint.export_gguf(plain, tmp_path / "x.gguf", name)
     checkpoint.import_gguf(tmp_path / "x.gguf", tmp_path / "back")
     model, found = herd.load(tmp_path / "back")

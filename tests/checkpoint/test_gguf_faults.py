@@ -304,7 +304,7 @@ def test_scales_that_are_not_finite_are_refused(refused, rewritten, scale, whole
 
 
 def test_malformed_tokenizers_are_dropped_with_the_reason(rewritten, tmp_path):
-    """The weights are imported; the tokenizer is dropped, with the reason."""
+    """The weights are imported. The tokenizer is dropped, with the reason."""
     base = {"tokenizer.ggml.model": ("STRING", "gpt2"), "tokenizer.ggml.pre": ("STRING", "llama-bpe")}
     for change, reason in (
         (

@@ -1,4 +1,4 @@
-"""`config.json` is read as transformers reads it, in both dialects; other models are refused by key."""
+"""`config.json` is read as transformers reads it, in both dialects. Other models are refused by key."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_a_file_of_importance_is_read_back_and_by_the_gguf_package(measured, tmp
 
 
 def test_an_older_file_is_read(measured, tmp_path):
-    """Entries of name, calls and sums; then, at the end, the number of chunks and the text's name."""
+    """Entries of name, calls and sums, and at the end the number of chunks and the text's name."""
     config, _ = measured
     values = np.arange(256, dtype=np.float32)
     name = b"blk.3.attn_q.weight"

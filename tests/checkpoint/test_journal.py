@@ -42,7 +42,7 @@ def contents(path):
 
 @pytest.fixture
 def interrupted(monkeypatch, plain, tmp_path):
-    """interrupted(kind, n): Ctrl-C as the n-th tensor is asked for; gives (result's path, tensors read after
+    """interrupted(kind, n): Ctrl-C as the n-th tensor is asked for. Gives (result's path, tensors read after
     that)."""
     monkeypatch.setattr(journal, "SAVE_EVERY", 1)
     monkeypatch.setattr("herd.checkpoint.write.MAX_SHARD_BYTES", 60_000)
@@ -93,7 +93,7 @@ def test_an_interrupted_conversion_continues_where_it_stopped(interrupted, plain
 
 
 def test_only_the_same_conversion_is_continued(interrupted, plain, tmp_path):
-    """Another source starts from the beginning; a changed time stamp makes it another."""
+    """Another source starts from the beginning. A changed time stamp makes it another."""
     file = plain / "model.safetensors"
     path, _, second = interrupted("quantize", 9, lambda: os.utime(file, (1, time.time_ns() % 10**9)))
     assert len(second) == len(list(checkpoint.load_config(plain).param_shapes()))

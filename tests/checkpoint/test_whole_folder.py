@@ -162,7 +162,7 @@ def test_unwritable_parent(tmp_path, make_model):
 
 
 def test_other_writers_are_left_alone(tmp_path):
-    """Leftovers of dead processes on this machine go; those of the living and of other machines stay."""
+    """Leftovers of dead processes on this machine go. Those of the living and of other machines stay."""
     target = tmp_path / "x"
     node = files.platform.node()
     dead = subprocess.Popen([sys.executable, "-c", ""])

@@ -40,7 +40,7 @@ def folders(tmp_path_factory, tokenizer):
 
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-    """Runs a command line; gives (exit code, stdout, stderr)."""
+    """Runs a command line and gives (exit code, stdout, stderr)."""
 
     monkeypatch.setattr("herd.cli.chat_store.cache_folder", lambda: tmp_path / "cache")
 
@@ -67,7 +67,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    """Replaces decoding by given answers, in turn; keeps the prompts."""
+    """Replaces decoding by given answers, in turn, and keeps the prompts."""
 
     def install(*answers):
         left, prompts = iter(answers), []

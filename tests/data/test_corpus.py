@@ -1,4 +1,4 @@
-"""A corpus has three splits that share no text; bad files are refused in one line."""
+"""A corpus has three splits that share no text. Bad files are refused in one line."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_right_programs_pass_their_check_and_wrong_ones_fail(train, test, sandbo
 
 
 def test_a_perfect_model_gets_full_marks_through_the_tool_loop(test, sandbox):
-    """The scripted model writes the calls as text; parser, loop and tools are the real ones."""
+    """The scripted model writes the calls as text. Parser, loop and tools are the real ones."""
     tried = Counter()
     for dialog in test:
         if tried[dialog.kind, dialog.tool_call_format] >= 2:

@@ -1,4 +1,4 @@
-"""The dialog reader: every common format gives the same messages; what it cannot read is named by line."""
+"""The dialog reader: every common format gives the same messages. What it cannot read is named by line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shards are read back as written; every damage is refused in one line, and failed writing leaves nothing."""
+"""Shards are read back as written. Every damage is refused in one line, and failed writing leaves nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from herd.errors import DataError, StorageError
 
 @pytest.fixture(autouse=True, scope="module")
 def no_waiting_for_the_disk():
-    """The tests write hundreds of small files; nothing here depends on their surviving a power cut."""
+    """The tests write hundreds of small files. Nothing here depends on their surviving a power cut."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: None)
         yield

@@ -1,4 +1,4 @@
-"""Labelling against float64: what is drawn, its probability, its entropy; and resuming bit for bit."""
+"""Labelling against float64: what is drawn, its probability and entropy. Resuming changes no bit."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def teacher() -> LlamaLM:
 
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_dead_structure_is_cut_and_the_function_stays(biased: bool) -> None:
-    """Silence some neurons and channels exactly; pruning must find them and lose nothing."""
+    """Silence some neurons and channels exactly. Pruning must find them and lose nothing."""
     config = TEACHER.replace(attention_bias=biased, mlp_bias=biased)
     teacher = LlamaLM(config).init_weights(1, std=0.3).requires_grad_(False)
     for name, param in teacher.named_parameters():

@@ -26,7 +26,7 @@ def small(make_model):
 
 
 def requests(rng: random.Random, n: int) -> list[Request]:
-    """Return greedy and sampled requests; some begin alike, and some exceed the pages alone."""
+    """Return greedy and sampled requests. Some begin alike, and some exceed the pages alone."""
     start = [rng.randrange(256) for _ in range(70)]
     out = []
     for i in range(n):
@@ -43,7 +43,7 @@ def requests(rng: random.Random, n: int) -> list[Request]:
 
 
 def check(small, kv: str, draft: str | None, trial: int) -> int:
-    """Compare answers alone and in a batch; return how often a request was preempted."""
+    """Compare answers alone and in a batch. Return how often a request was preempted."""
     rng = random.Random(trial)
     some = requests(rng, 5)
 

@@ -27,7 +27,7 @@ def test_the_cache_takes_the_bytes_that_nbytes_computes(kind):
 
 
 def test_the_size_of_a_cache_is_the_published_one():
-    """8B in bf16 takes 128 KiB per token, 16 GiB for 131,072; int8 has a 16-bit scale per 32 bytes."""
+    """8B in bf16 takes 128 KiB per token, 16 GiB for 131,072. With int8 there is a 16-bit scale per 32 bytes."""
     assert nbytes(SIZES["8B"], 1, 131_072) == 16 << 30
     assert nbytes(SIZES["8B"], 1, 131_072, BYTES["int8"]) == (8 << 30) * 34 // 32
 

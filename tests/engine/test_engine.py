@@ -202,7 +202,7 @@ def test_only_the_request_with_a_damaged_embedding_fails(make_model, tokenizer, 
         damaged.model.embed_tokens.weight[200, 7] = bad
     how = {"kv": kv, "draft": make_model(4, n_layers=1) if draft == "model" else draft}
     short = Request([1, 2, 3], Sampling(max_tokens=30, logprobs=2, seed=1))
-    # a draft model proposes token 200 too; then drafting stops, which changes what a seed draws, but no
+    # A draft model proposes token 200 too. Then drafting stops, which changes what a seed draws, but no
     # greedy token
     long = Request(list(range(90)), Sampling(max_tokens=30, temperature=int(draft != "model"), seed=5))
     guilty = Request([4, 200, 5] * 30, Sampling(max_tokens=1))

@@ -125,7 +125,7 @@ def test_interrupted_steps_leave_no_pages_behind(wide, monkeypatch):
 
 
 def test_every_kind_of_cache_gives_close_answers(wide, make_model):
-    """auto is what the model computes in, bf16 for quantized weights; int8 stays close to fp32."""
+    """auto is what the model computes in, bf16 for quantized weights. With int8 results stay close to fp32."""
     import copy
 
     assert Engine(wide, None).cache.kind == "fp32"

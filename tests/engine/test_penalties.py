@@ -1,4 +1,4 @@
-"""Penalties and biases, compared with transformers and the definitions; bad values are refused."""
+"""Penalties and biases, compared with transformers and the definitions. Bad values are refused."""
 
 import pytest
 import torch
@@ -117,7 +117,7 @@ def test_a_bias_outside_the_vocabulary_is_refused(model, tokenizer):
 
 
 def test_several_answers_share_one_prompt_and_follow_from_its_seed(model, tokenizer):
-    """The first answer has the request's seed, the others distinct ones; the prompt is computed once."""
+    """The first answer has the request's seed, the others distinct ones. The prompt is computed once."""
     request = Request(list(range(130)), Sampling(max_tokens=12, temperature=1.0, seed=5))
     engine = Engine(model, tokenizer)
     streams = engine.submit_many(request, 4)

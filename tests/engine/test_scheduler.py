@@ -189,7 +189,7 @@ def test_prompts_are_computed_in_equal_parts_for_each_owner(prompts, room):
 
 
 def test_a_flood_of_one_owner_delays_another_owner_by_one_step_only():
-    """All places are taken by answers of 500 tokens; one of them is interrupted, and no token is lost."""
+    """All places are taken by answers of 500 tokens. One of them is interrupted, and no token is lost."""
     simulation = Simulation(10_000, 4)
     for n in range(50):
         simulation.scheduler.add(Answer("flood", 100, 500, start=n))

@@ -42,7 +42,7 @@ def accepts(guide: Guide, tokenizer, text: str) -> bool:
 
 
 def is_valid_number(text: str, schema: dict) -> bool:
-    """By the standard, in exact decimal arithmetic; for the keywords of numbers, ``const`` and ``enum``."""
+    """By the standard, in exact decimal arithmetic, for the keywords of numbers, ``const`` and ``enum``."""
     value = Decimal(text)
     limit = {key: Decimal(repr(x)) for key, x in schema.items() if isinstance(x, int | float)}
     return (

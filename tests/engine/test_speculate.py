@@ -38,7 +38,7 @@ def random_p(seed: int, sharp: float = 1.0) -> torch.Tensor:
 
 
 def verified(p, q, n, draft_tokens=None):
-    """Apply the rule to n draft tokens, each with its own seed; return (whether each is accepted, tokens)."""
+    """Apply the rule to n draft tokens, each with its own seed. Return (whether each is accepted, tokens)."""
     drawn = draft_tokens or draw(q.expand(n, V), [draft_uniform(s, 0) for s in range(n)]).tolist()
     u_verify, u_draw = [verify_uniform(s, 0) for s in range(n)], [uniform(s, 0) for s in range(n)]
     return reject(p.expand(n, V), q.expand(n, V), drawn, u_verify, u_draw)
@@ -46,7 +46,7 @@ def verified(p, q, n, draft_tokens=None):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_tokens_are_distributed_as_the_model_says(seed):
-    """χ² over 40,000 seeds (99.99th percentile, 7 degrees of freedom); acceptance is 1 - TV within 4
+    """χ² over 40,000 seeds (99.99th percentile, 7 degrees of freedom). Acceptance is 1 - TV within 4
     sigma."""
     n = 40_000
     p, q = random_p(seed, 2.0), random_p(seed + 100, 2.0)
@@ -274,7 +274,7 @@ def test_cancelling_one_request_leaves_the_other_drafting(model, tokenizer, draf
 
 
 def test_a_draft_model_reads_long_prompts_piece_by_piece(model, tokenizer, make_model):
-    """While the draft model reads 400 tokens another request goes on; the tokens do not change."""
+    """While the draft model reads 400 tokens another request goes on. The tokens do not change."""
     draft = make_model(4, n_layers=1, dim=24)
     requests = [
         Request([5, 6, 7], Sampling(max_tokens=40, seed=0)),

@@ -43,7 +43,7 @@ def test_expected_tokens_of_a_round_are_those_of_the_paper():
 
 
 def test_one_user_gains_from_draft_tokens_and_many_users_do_not():
-    """A forward reads memory for 1 s or computes for 0.2 s per token; the draft takes 0.1 s."""
+    """A forward reads memory for 1 s or computes for 0.2 s per token. The draft takes 0.1 s."""
     model, draft = paced(lambda n: max(1.0, 0.2 * n)), paced(lambda n: 0.1)
     assert best_draft_length(4, [0.8], 1, model, draft) == 4
     assert best_draft_length(4, [0.3], 1, model, draft) < 4

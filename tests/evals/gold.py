@@ -121,7 +121,7 @@ def expected_calls(
 
 
 def _first(values: Sequence[Any], schema: Mapping[str, Any]) -> Any:
-    """Return the first value listed that is not ""; within dictionaries each key has a list of values again."""
+    """Return the first value listed that is not "". Within dictionaries each key again has a list of values."""
     empty = {"string": "", "array": [], "dict": {}, "integer": 0, "float": 0.0, "boolean": False, "any": ""}
     value = next((one for one in values if one != ""), "" if values else empty[schema["type"]])
     if isinstance(value, dict):

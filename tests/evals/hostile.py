@@ -28,7 +28,7 @@ PROGRAMS = {
 
 
 def answers(task: Task, target: Path, victim: Path, port: int) -> dict[str, Answer]:
-    """Every program as the task takes one; it writes ``target``, deletes ``victim``, calls ``port``."""
+    """Every program as the task takes one. It writes ``target``, deletes ``victim``, calls ``port``."""
     texts = {name: text.format(target=target, victim=victim, port=port) if "{" in text else text
              for name, text in PROGRAMS.items()}  # fmt: skip
     if task.mode == "instruct":

@@ -36,7 +36,7 @@ def satisfying(instructions: Sequence[str], kwargs: Sequence[Mapping[str, Any]])
 
 @dataclass(frozen=True)
 class _Wanted:
-    """The instructions of an item; called with a kind it gives what that kind was given, each time it occurs."""
+    """The instructions of an item. Called with a kind, it gives that kind's arguments, each time it occurs."""
 
     pairs: Sequence[tuple[str, Mapping[str, Any]]]
 
@@ -124,7 +124,7 @@ def _paragraphs(wanted: _Wanted, text: str, filler: str) -> str:
 
 
 def sample(language: str) -> str:
-    """Return words by which `guess_language` recognises a language; they make no sense."""
+    """Return words by which `guess_language` recognises a language. They make no sense."""
     for words in WORDS.values():
         if language in words:
             return words[language]

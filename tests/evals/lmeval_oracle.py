@@ -41,7 +41,7 @@ LEAK = (
 def pairs(
     name: str, folder: Path, limit: int, shots: int | None = None
 ) -> Iterator[tuple[ConfigurableTask, Task, list[Item]]]:
-    """(lm-eval's task, Herd's, Herd's items in lm-eval's order); one for each subject of a group of MMLU."""
+    """(lm-eval's task, Herd's, Herd's items in lm-eval's order), one for each subject of a group of MMLU."""
     data = Data(folder)
     herd = make_task(name, shots)
     items = herd.items(data)[:limit]

@@ -62,7 +62,7 @@ def test_ratio_weighs_items():
 
 
 def test_pairing_removes_what_items_share():
-    """Hard and easy items differ by far more than the models do; the pairing still finds the difference."""
+    """Hard and easy items differ by far more than the models do. The pairing still finds the difference."""
     rng = np.random.default_rng(2)
     hardness = rng.normal(0, 10, 200)
     a, b = hardness + rng.normal(0.3, 0.5, 200), hardness + rng.normal(0, 0.5, 200)

@@ -84,7 +84,7 @@ def test_in_a_dialog(scripted, items, tokenizer, make_model):
 
 
 def test_as_text(scripted, items, tokenizer, make_model):
-    """The def line is given; what a base model writes after its function is cut off."""
+    """The def line is given. What a base model writes after its function is cut off."""
     seen = scripted([solution(d).split("\n   ", 1)[1] + "\n\nprint('more')\n" for d in items])
     written = written_as_text(make_model(0), tokenizer, items)
     assert all(w.passes for w in written)

@@ -28,7 +28,7 @@ from herd.evals.verdicts import CLAIMS, judge_claims
 
 
 def evaluation(folder, model, tasks, hash_=None):
-    """A folder as `herd eval` leaves it; ``tasks``: name to item values, or to why it did not run."""
+    """A folder as `herd eval` leaves it. ``tasks``: name to item values, or to why it did not run."""
     rows = []
     for name, values in tasks.items():
         if isinstance(values, str):

@@ -19,7 +19,7 @@ TASKS = "piqa,gsm8k"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, make_model, tokenizer):
-    """A parent and a child with other weights; the child's context is too short for many shots."""
+    """A parent and a child with other weights. The child's context is too short for many shots."""
     root = tmp_path_factory.mktemp("models")
     for seed, name, context in ((1, "elder", 2048), (2, "younger", 1024)):
         model = make_model(seed, max_context=context)
@@ -29,7 +29,7 @@ def models(tmp_path_factory, make_model, tokenizer):
 
 @pytest.fixture(scope="module")
 def results(models):
-    """Evaluate both models; one of the child's tasks cannot run."""
+    """Evaluate both models. One of the child's tasks cannot run."""
     for name, status in (("elder", 0), ("younger", 1)):
         args = [
             "eval",
@@ -51,7 +51,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def said(capsys, *args: str, status: int = 0) -> str:
-    """What a command prints; errors go to stderr."""
+    """What a command prints. Errors go to stderr."""
     capsys.readouterr()
     assert herd(["eval", *args]) == status
     out, err = capsys.readouterr()

@@ -320,7 +320,7 @@ def test_a_context_too_short_names_the_cure(make_model, tokenizer, tmp_path, nam
 
 
 class Stub(BaseHTTPRequestHandler):
-    """As much of an OpenAI server as is asked; words are tokens. ``server.seen`` keeps the bodies."""
+    """As much of an OpenAI server as is asked. Words are tokens. ``server.seen`` keeps the bodies."""
 
     def log_message(self, *args):
         pass

@@ -35,7 +35,7 @@ def test_bytes_of_a_step_are_all_weights_but_the_embedding(model):
 
 
 def test_the_bytes_read_from_the_cache_follow_its_dtype():
-    """8B: 32 layers, 8 KV heads of 128 channels, keys and values; int8 has a bf16 scale for 32 of them."""
+    """8B: 32 layers, 8 KV heads of 128 channels, keys and values. With int8 there is a bf16 scale for 32 of them."""
     assert speed.cache_read(SIZES["8B"], "bf16", 10) == 10 * 32 * 8 * 128 * 2 * 2
     assert speed.cache_read(SIZES["8B"], "int8", 10) == 10 * 32 * 8 * 128 * 2 * (1 + 2 / 32)
 

@@ -69,7 +69,7 @@ def test_the_first_real_items_are_read_and_judged(name, mode):
 
 @pytest.mark.parametrize("name", sorted(N_REAL))
 def test_real_items(real_data, name):
-    """All parse; a sample of programs really runs (all of them: bench/eval_gold.py)."""
+    """All parse. A sample of programs really runs (all of them: bench/eval_gold.py)."""
     task = make_task(name, mode="instruct")
     items = task.items(Data(real_data("README.md").parent))
     assert len(items) == len({item.id for item in items}) == N_REAL[name]

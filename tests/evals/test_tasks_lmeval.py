@@ -1,4 +1,4 @@
-"""Prompts are lm-eval's, string by string, on real items; so are golds and stop strings."""
+"""Prompts are lm-eval's, string by string, on real items. So are golds and stop strings."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tests on one CUDA device against the CPU; all are skipped where there is none."""
+"""Tests on one CUDA device against the CPU. All are skipped if there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RMSNorm, rotation and SwiGLU: native kernels against float64 torch, values and gradients; recomputation."""
+"""RMSNorm, rotation and SwiGLU: native kernels against float64 torch, values and gradients, and recomputation."""
 
 from __future__ import annotations
 

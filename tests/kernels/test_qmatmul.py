@@ -55,7 +55,7 @@ def tokens(N, D, dtype=torch.float32, seed=0):
 
 
 def exact(x_ND, rows_RB, format):
-    """float64, on the same weights and the same rounded activations; and the sum of the products' sizes."""
+    """float64, on the same weights and the same rounded activations, and the sum of the products' sizes."""
     codes, scales = round_activations(x_ND)
     x = (codes.double().unflatten(-1, (-1, 32)) * scales.double()[..., None]).flatten(-2)
     weight = blocks.decode(rows_RB, format, torch.float64)

@@ -1,4 +1,4 @@
-"""Causal and packed attention compared with float64 loops; positions of packed rows."""
+"""Causal and packed attention compared with float64 loops, and positions of packed rows."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_flops_equal_torch_counter(extra):
     config = ModelConfig(**(SMALL | extra))
     model = LlamaLM(config)
     B, T = 2, 24
-    # The plain kernel, whose matmuls the counter sees; it multiplies all T keys, causal or not.
+    # The plain kernel, whose matmuls the counter sees. It multiplies all T keys, causal or not.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model.logits(torch.zeros(B, T, dtype=torch.long))
     assert counter.get_total_flops() == B * T * config.flops_per_token(T)

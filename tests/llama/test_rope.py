@@ -112,7 +112,7 @@ def test_rotation_keeps_length_and_zero_is_identity(position):
 
 
 def test_half_rotation_layout_equals_meta_pairs():
-    """Meta multiplies complex pairs (2i, 2i + 1); permuting the channels gives the half-rotation form used
+    """Meta multiplies complex pairs (2i, 2i + 1). Permuting the channels gives the half-rotation form used
     here."""
     config = shape(16)
     x = torch.randn(1, 9, 2, 16, generator=torch.Generator().manual_seed(1))

@@ -76,7 +76,7 @@ def test_blended_prices_equal_those_of_artificial_analysis():
 
 
 def test_break_even_equals_a_sum_by_hand():
-    """USD 1 an hour fixed, 0.5 more at work, 1,000 tokens/s: a month's 730.5 hours cost 730.5 USD; a million
+    """USD 1 an hour fixed, 0.5 more at work, 1,000 tokens/s: a month's 730.5 hours cost 730.5 USD. A million
     tokens cost 0.139 USD of energy, so each million saves the rest of the price."""
     own = prices.own_cost(1000.0, 1000.0, 1.0, 1.5)
     assert own.blended == pytest.approx(1.5 / 3.6)

@@ -1,4 +1,4 @@
-"""Operators add up to the model's own counts; rooflines bend where they must."""
+"""Operators add up to the model's own counts. Rooflines bend where they must."""
 
 from __future__ import annotations
 

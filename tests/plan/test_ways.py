@@ -71,7 +71,7 @@ def test_bytes_equal_those_of_the_allocators():
 
 
 def test_a_decode_step_reads_the_weights_once():
-    """With nothing else in the way, a step is bytes over bandwidth; a full cache adds its bytes at
+    """With nothing else in the way, a step is bytes over bandwidth. A full cache adds its bytes at
     attention's rate."""
     target, config = ways.MeasuredTarget(made_up(), LARGE), SIZES["8B"]
     weights = next(f for f in target.formats if f.name == "q8")

@@ -160,7 +160,7 @@ def error(x, format, importance=None):
 
 
 def test_rounding_errors_are_those_expected_of_each_format():
-    """Relative squared errors of normal weights; more bits lose less, and the search beats the reference's
+    """Relative squared errors of normal weights. More bits lose less, and the search beats the reference's
     grid."""
     x = weights(64, 1024)
     size = x.square().mean()

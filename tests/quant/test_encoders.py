@@ -18,7 +18,7 @@ def real_weights(real_data):
     source = GGUFSource(real_data("smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf")
     down = source.weight("model.layers.7.mlp.down_proj.weight", torch.float32)[:96]
     query = source.weight("model.layers.3.self_attn.q_proj.weight", torch.float32)[:96]
-    # the file has 4 bits; noise below its steps fills the gaps between them, as the original weights do
+    # The file has 4 bits. Noise below its steps fills the gaps between them, as the original weights do
     generator = torch.Generator().manual_seed(0)
     return [w + 0.02 * w.std() * torch.randn(w.shape, generator=generator) for w in (down, query)]
 

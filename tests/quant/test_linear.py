@@ -163,7 +163,7 @@ def test_a_model_takes_the_bytes_its_scheme_predicts(make_model):
 
 @pytest.mark.usefixtures("reference")
 def test_a_quantized_model_runs_in_the_engine(make_model):
-    """Alone or in a batch, the tokens are those of the unpacked model; bf16 runs as well."""
+    """Alone or in a batch, the tokens are those of the unpacked model, also in bf16."""
     model = swap_linears(make_model(), scheme("q4"))
     prompts = [[1, 2, 3], [7, 8, 9, 10, 11], [5]]
     requests = [Request(prompt, Sampling(max_tokens=12, temperature=0)) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Charts: valid XML, every label inside, ticks round and in range, labels apart; numbers in words."""
+"""Charts: valid XML, every label inside, ticks round and in range, labels apart, and numbers in words."""
 
 from __future__ import annotations
 

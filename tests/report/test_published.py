@@ -39,7 +39,7 @@ def test_azure_columns_are_the_published_ones(real_data):
 
 
 def test_card_and_paper_agree_where_they_should():
-    """Table 2 repeats the card's instruct scores; only GPQA is known to differ."""
+    """Table 2 repeats the card's instruct scores. Only GPQA is known to differ."""
     differing = [
         (row.task, row.model)
         for row in find_published(source="paper-t2")

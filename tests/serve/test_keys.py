@@ -1,4 +1,4 @@
-"""Keys: text, storage, limits, names, prices; and `herd keys` as a user types it."""
+"""Keys: text, storage, limits, names, prices, and `herd keys` as a user types it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reasoning, content and calls in answers; an answer that is streamed gives the same as a whole one."""
+"""Reasoning, content and calls in answers. An answer that is streamed gives the same as a whole one."""
 
 from __future__ import annotations
 

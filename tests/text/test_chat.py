@@ -1,4 +1,4 @@
-"""The renderer against the documented formats, token by token; prefixes and masks by property."""
+"""The renderer against the documented formats, token by token, and prefixes and masks by property."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_user_text_cannot_end_its_turn(small):
     date=st.sampled_from([None, "23 July 2024"]),
 )
 def test_every_prompt_is_the_beginning_of_its_dialog(small, dialog, tools, tool_call_format, date):
-    """What the model is asked with is what it was trained on; and exactly the assistant's tokens are trained."""
+    """Questions are put in the format of training, and exactly the assistant's tokens are trained."""
     full = render(dialog, small, tools=tools, tool_call_format=tool_call_format, date=date)
     assert len(full.ids) == len(full.mask)
     expected_mask = [False] * len(full.ids)

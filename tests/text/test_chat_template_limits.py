@@ -123,7 +123,7 @@ def template_texts(real_data) -> list[str]:
 
 
 def fuzz(texts: list[str], n: int, seed: int) -> None:
-    """Render mutated templates; every outcome is a text or a ChatError of one line."""
+    """Render mutated templates. Every outcome is a text or a ChatError of one line."""
     rng = random.Random(seed)
     pieces = [
         "{%",

@@ -92,7 +92,7 @@ NOT_RIGHT = {
 
 
 def doubles(answer, name="double"):
-    """Run the program in the answer, as a judge would; only called on the literals of this file."""
+    """Run the program in the answer, as a judge would. Only called on the literals of this file."""
     scope = {"__name__": "__main__"}
     try:
         exec(f"{python_program(answer, name)}\n\nresult = double(21)\n", scope)

@@ -1,4 +1,4 @@
-"""Chat templates of real checkpoints against transformers' `apply_chat_template`; hostile text; loss masks."""
+"""Chat templates of real checkpoints against transformers' `apply_chat_template`, hostile text, loss masks."""
 
 from __future__ import annotations
 
@@ -329,7 +329,7 @@ def test_messages_are_brought_into_the_shape_that_templates_expect(tokenizer, or
 @pytest.mark.parametrize("template_text", [REAL[0], REAL[3], REAL[6]], indirect=True)
 @pytest.mark.parametrize("id_", [None, "call_abc123"])
 def test_calls_in_every_shape_are_written_as_openais_are(template_text, tokenizer, oracle, id_):
-    """Mistral's templates insist on ids of nine letters and digits; others do not write them."""
+    """Mistral's templates insist on ids of nine letters and digits. Others do not write them."""
     call = {"id": "call00000", "type": "function", "function": CALL}
     result = {"role": "tool", "name": "tool_0", "tool_call_id": "call00000", "content": '{"n": 4}'}
     asked = {"role": "user", "content": "x"}

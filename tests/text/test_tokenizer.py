@@ -1,4 +1,4 @@
-"""The tokenizer against tiktoken and published vectors; round trips, special spellings and long inputs by property."""
+"""The tokenizer against tiktoken and published vectors. Round trips, special spellings and long inputs by property."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damaged tokenizer files are read or refused in one line; what is read encodes any text without losing any of it."""
+"""Damaged tokenizer files are read or refused in one line. What is read encodes any text without losing any of it."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def _hugging_face_merges(ranks: dict[bytes, int]) -> list[list[str]]:
 
 
 def test_meta_style_export_is_read(small, folder, tmp_path):
-    """Meta's release on Hugging Face: all splits as merges, other names for reserved tokens; ids are what counts."""
+    """Meta's release on Hugging Face: all splits as merges, other names for reserved tokens. Ids are what counts."""
     content = json.loads((folder / "tokenizer.json").read_text())
     content["model"]["merges"] = _hugging_face_merges(small.ranks)
     content["added_tokens"][5]["content"] = "<|reserved_special_token_2|>"

@@ -1,4 +1,4 @@
-"""Calculator against Python's own exact arithmetic; dates against datetime; the registry and the loop."""
+"""Calculator against Python's own exact arithmetic, dates against datetime, the registry and the loop."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Kills a training run at every system call that changes its folder, resumes it, and compares bits.
 
 Run as a program, which never trains itself: each run is a forked child, so that a sweep of dozens of kills
-costs one import of torch. Prints one JSON object; see `test_resume.py`.
+costs one import of torch. Prints one JSON object. See `test_resume.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONFIG = {"steps": 6, "save_every": 2, "eval_every": 2, "batch_size": 2, "keep_s
 
 
 def run(folder: Path, result: Path, kill_at: int) -> None:
-    """Train in this process; the ``kill_at``-th call (from 0) of a point is the last thing it does."""
+    """Train in this process. The ``kill_at``-th call (from 0) of a point is the last thing it does."""
     calls = 0
 
     def guarded(real):
@@ -57,7 +57,7 @@ def run(folder: Path, result: Path, kill_at: int) -> None:
 
 
 def child(folder: Path, result: Path, kill_at: int) -> int:
-    """Exit status of a forked run; negative: the signal that ended it."""
+    """Exit status of a forked run, negative for the signal that ended it."""
     pid = os.fork()
     if pid == 0:
         try:

@@ -123,7 +123,7 @@ def test_the_peak_of_training_adapters_is_predicted(packed, tmp_path):
 
 
 def test_large_models_need_the_published_bytes():
-    """16 bytes a parameter; what the recipes say in their comments."""
+    """16 bytes per parameter, as the recipes say in their comments."""
     big = memory.train_nbytes(
         SIZES["405B"], 1, 8192, dtype="bf16", activation_checkpointing=True, shard=1024, ranks=1024
     )

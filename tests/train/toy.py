@@ -26,7 +26,7 @@ class Counting:
 
 
 class Masked(Counting):
-    """The same rows, where row r trains only its last r mod 4 + 1 tokens; packed as two documents."""
+    """The same rows, packed as two documents, where row r trains only its last r mod 4 + 1 tokens."""
 
     def batch(self, position: int, count: int) -> Batch:
         plain = super().batch(position, count)

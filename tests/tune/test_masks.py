@@ -67,7 +67,7 @@ ROWS = {
     ),
 }  # fmt: skip
 DIFFERENCES = {
-    # TRL trains the plain text "The sky is blue." after a plain prompt; a chat model is asked in its chat format here
+    # TRL trains the plain text "The sky is blue." after a plain prompt. A chat model is asked in its chat format here
     "prompt and completion": "prompts are questions in the chat format"
 }
 ASIDE = {

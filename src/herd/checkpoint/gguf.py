@@ -93,7 +93,7 @@ class GGUF:
                     raise CheckpointError(
                         f"{path}: truncated or not GGUF ({self.size} bytes); fetch it again"
                     )
-                # private and writable, because torch requires writable memory; it is never written
+                # Private and writable, because torch requires writable memory. It is never written.
                 self._map = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise CheckpointError(

@@ -283,7 +283,7 @@ def _llama3_candidates(plain: ModelConfig, factors: Tensor) -> Iterator[RopeScal
     smooth = (1 / factors.double() - 1 / factor) / (1 - 1 / factor)
     blended = (smooth > 1e-3) & (smooth < 1 - 1e-3)
     if int(blended.sum()) >= 2:
-        # smooth = (original · speed - low) / (high - low); low = 1 may be chosen, because only ratios matter
+        # smooth = (original · speed - low) / (high - low), where low = 1 may be chosen: only ratios matter
         x, y = speeds[blended], smooth[blended]
         slope = ((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()
         intercept = y.mean() - slope * x.mean()

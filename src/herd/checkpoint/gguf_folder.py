@@ -92,7 +92,7 @@ class GGUFSource:
         stored = self.file.rows(theirs)
         if not rotates(name):
             return stored
-        # a bias is stored as one row; its channels are permuted like rows
+        # A bias is stored as one row. Its channels are permuted like rows.
         return from_pairs(name, stored.view(entry.shape[0], -1), self.config.head_dim).view(stored.shape)
 
     def weight(self, name: str, dtype: torch.dtype) -> Tensor:
@@ -141,8 +141,7 @@ def load_gguf(file: GGUF, *, dtype: torch.dtype | None, device: str | torch.devi
     before: list[str] = []
 
     def rows_of(name: str) -> Tensor:
-        # the previous tensor is repacked or unpacked by now; if it is still mapped, it is read again when
-        # needed
+        # The previous tensor is repacked or unpacked by now. If it is needed again, it is read again.
         if before:
             source.file.forget(before.pop())
         before.append(source.wanted[name].name)

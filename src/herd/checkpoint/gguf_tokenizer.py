@@ -82,9 +82,9 @@ def _ids_by_role(tokenizer: Tokenizer) -> tuple[dict[str, int | None], list[int]
 def read_tokenizer(file: GGUF, *, pre: str | None = None, compare_merges: bool = False) -> Tokenizer:
     """Return the file's tokenizer, with its own stop tokens and chat template.
 
-    ``pre`` names the pre-tokenizer if the file names none, or one that is not known. A vocabulary of
-    Llama 3's kind is one of ranks; ``compare_merges`` makes sure that the file's merges say the same, which
-    takes seconds for Meta's. Raises `TokenizerError` when the tokenizer is missing or malformed.
+    ``pre`` names the pre-tokenizer if the file names none, or one that is not known. A vocabulary like
+    Llama 3's becomes ranks. ``compare_merges`` checks that the file's merges agree with them (this takes
+    seconds for Meta's vocabulary). Raises `TokenizerError` if the tokenizer is missing or malformed.
     """
     try:
         vocabulary = _vocabulary(file, pre)

@@ -2,15 +2,15 @@
 
 Three things differ from Hugging Face's layout:
 
-* Names and a few shapes: ``layers.0.attention.wq`` is ``model.layers.0.self_attn.q_proj``; the FFN width is
+* Names and a few shapes: ``layers.0.attention.wq`` is ``model.layers.0.self_attn.q_proj``. The FFN width is
   not stored but follows from a rule (`ffn_dim`).
 * RoPE rotates neighbouring channels, so the rows of wq and wk are permuted (`names.from_pairs`).
 * Large models come in model-parallel pieces. Column-parallel matrices are split along their outputs (dim 0),
   row-parallel ones (wo, w2) along their inputs (dim 1), the embedding along the vocabulary (Llama 3) or the
-  width (Llama 2); norms are whole in each piece. With more pieces than KV heads, as in the 16-piece 405B
+  width (Llama 2). Norms are whole in each piece. With more pieces than KV heads, as in the 16-piece 405B
   release, each piece has one KV head, which its neighbours repeat. The repeats are checked and dropped.
 
-Pieces are memory-mapped and nothing but tensors is unpickled; the output is written one tensor at a time.
+Pieces are memory-mapped and nothing but tensors is unpickled. The output is written one tensor at a time.
 
 Source: meta-llama/llama-models, `models/llama3/{args,model}.py` and `models/checkpoint.py`. Shapes: D model
 dim, H query heads, G KV heads, K head dim, F ffn dim, V vocab.

@@ -3,11 +3,11 @@
 A Q4_0 block is 32 weights d · (code - 8). compressed-tensors stores the same: codes with the same offset,
 eight per int32 from the low bits up, and a scale for every group of 32. So nothing is rounded again. Codes
 are copied bit for bit, and scales are copied as half-precision numbers (exact in a checkpoint of dtype
-float16; bfloat16 loses three bits). Q8_0 is written the same way, with four codes per int32. Embeddings and
-head are unpacked, because vLLM quantizes only linear layers.
+float16, while bfloat16 loses three bits). Q8_0 is written the same way, with four codes per int32. Embeddings
+and head are unpacked, because vLLM quantizes only linear layers.
 
 Shapes: R rows, D weights per row, N = D / 32 groups, P = int32s per row. Source:
-https://github.com/vllm-project/compressed-tensors (``pack_to_int32``); vLLM ``compressed_tensors_wNa16``.
+https://github.com/vllm-project/compressed-tensors (``pack_to_int32``) and vLLM ``compressed_tensors_wNa16``.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ def revoke_command(key: Key, place: Place = None) -> None:
 
 @app.command("rotate")
 def rotate_command(key: Key, place: Place = None, as_json: Json = False) -> None:
-    """Give a key a new secret and print it. The old one stops working at once; limits and usage stay."""
+    """Give a key a new secret and print it. The old one stops working at once. Limits and usage stay."""
     from ..serve.keys import rotate_key
 
     _print_new(_with_store(place, lambda store, actor: rotate_key(store, key, actor)), as_json)

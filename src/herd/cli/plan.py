@@ -1,8 +1,8 @@
 """`herd plan train`, `finetune`, `distil` and `machines`. The other verbs are in ``plan_*.py``.
 
 Each training verb searches all parallel layouts that divide the model and fit in memory. It prints the
-fastest, the runners-up, the reason for the difference, days and dollars. Nothing is downloaded or run; torch
-is not needed.
+fastest, the runners-up, the reason for the difference, days and dollars. Nothing is downloaded or run, and
+torch is not needed.
 """
 
 from __future__ import annotations

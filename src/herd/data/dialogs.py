@@ -3,7 +3,7 @@
 Every dialog has values that verify it: the expected result of its tool call, the string that its answer must
 contain, or hidden asserts for a program. The stream depends only on its arguments, the seed among them. Test
 dialogs are held out in three ways at once: they have other wordings, other people's names, and other values
-(pairs of operands, dates, words and programs belong to train or test by their hash; a number may occur in
+(pairs of operands, dates, words and programs belong to train or test by their hash. A number may occur in
 both, but not a pair).
 
 Small models can learn this because it is mostly copying: operands are in the question in the order in which
@@ -38,7 +38,7 @@ _EARLIER_TURN = 0.05
 class Dialog:
     """A dialog and the values that verify it.
 
-    ``messages`` are chat messages (system, user, assistant with ``tool_calls``, ipython, assistant); the
+    ``messages`` are chat messages (system, user, assistant with ``tool_calls``, ipython, assistant). The
     system message names the tools. ``call`` is the expected ``{"name", "arguments"}`` or None, ``expression``
     the argument of an arithmetic call, ``result`` the tool's value, ``answer`` a string that the last message
     must contain, ``check`` the asserts for a program.

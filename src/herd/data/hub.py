@@ -1,6 +1,6 @@
 """Read a data set of the Hugging Face hub (``hf:NAME``), downloading one file after the other.
 
-``hf:owner/name`` takes the data set's training files; ``hf:owner/name:folder`` only those whose path contains
+``hf:owner/name`` takes the data set's training files, ``hf:owner/name:folder`` only those whose path contains
 ``folder`` (a configuration or a split). Rows come from JSON lines, Parquet (which needs ``pyarrow``), JSON or
 CSV, in a field ``text`` or ``content``. A text file is one document.
 """

@@ -88,7 +88,7 @@ def score(dialog: Dialog, produced: Messages, run: Run = run_python) -> DialogVe
     call_ok = value == dialog.result
     if not call_ok and not why:
         why = f"the call gives {value!r}, not {dialog.result!r}"
-    # The case of a weekday does not matter; for upper-cased and reversed words it does.
+    # The case of a weekday does not matter. For upper-cased and reversed words it does.
     fold = str.casefold if dialog.kind == "weekday" else str
     answer_ok = states(fold(content), fold(dialog.answer))
     if call_ok and not answer_ok:

@@ -1,7 +1,7 @@
 """Store a corpus as shards: plain arrays of token ids on disk that are memory-mapped.
 
-A folder contains ``tokens-00000.bin`` … (little-endian uint16, or uint32 for vocabularies above 65,536; each
-document is ``<|begin_of_text|> … <|end_of_text|>``), ``documents.bin`` (the first token of each document, the
+A folder contains ``tokens-00000.bin`` … (documents ``<|begin_of_text|> … <|end_of_text|>`` in little-endian
+uint16, or uint32 for vocabularies above 65,536), ``documents.bin`` (the first token of each document, the
 UTF-8 bytes of its text, and its label) and ``index.json``. All files but the last have the same number of
 tokens, so the file of a token is found by division.
 

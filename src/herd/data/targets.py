@@ -8,7 +8,7 @@ compressed. With 50 draws that is about 75 bytes per token, and a distribution o
 96 KiB.
 
 Everything is checked: the description has its own checksum, each block a CRC-32 that is compared whenever the
-block is read. A shard that is being written ends in ``.part``; its whole blocks are kept when the writer
+block is read. A shard that is being written ends in ``.part``. Its whole blocks are kept when the writer
 dies. As the rows are stored too, a student needs neither the text nor the teacher, and one folder serves many
 students.
 

@@ -5,9 +5,9 @@ each row becomes an `Example` or a `AnswerPair`, or is set aside with its locati
 have any of the formats of `read_dialogs.py`, or
 
 - ``{"text"}``, and files of plain text: every token is trained;
-- ``{"prompt"?, "chosen", "rejected"}``: a pair for preference tuning, with texts or messages; without a
-  prompt, the common beginning of both is the prompt; ShareGPT's ``{"conversations", "chosen", "rejected"}``
-  too.
+- ``{"prompt"?, "chosen", "rejected"}``: a pair for preference tuning, with texts or messages. Without a
+  prompt, the common beginning of both is the prompt. ShareGPT's ``{"conversations", "chosen", "rejected"}``
+  is read too.
 
 Tokens: ids of a row and a mask of those that are trained.
 """

@@ -78,7 +78,7 @@ class Workshop:
             Material(s.text, s.dialogs, s.heldout)  # refuses a run without text
         self.compute = torch_dtype(s.dtype)
         self.device = device_of_rank()
-        self.rate_factor = 1.0  # of the usual learning rate; a sweep sets it
+        self.rate_factor = 1.0  # of the usual learning rate (a sweep sets it)
 
     # The teacher and its text in a vocabulary ---------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The folder of a shrink run: settings, finished cells, and how long a cell takes.
 
-    shrink.json            the settings; another call with other settings is refused
+    shrink.json            the settings (a call with other settings is refused)
     cells/NAME.json        the result of a finished cell: it is not computed again
     own/                   dialogs that the teacher wrote
     text-V/, targets-V/    token shards and the teacher's targets in a vocabulary of V tokens
@@ -47,7 +47,7 @@ class ShrinkSettings(Section):
 
     model: str
     to: str | None = None  # the budget; None: only the vocabulary becomes smaller
-    vocab: tuple[int, ...] = ()  # allowed sizes of the vocabulary; empty: the teacher's
+    vocab: tuple[int, ...] = ()  # allowed sizes of the vocabulary (empty: only the teacher's)
     text: tuple[str, ...] = ()
     dialogs: tuple[str, ...] = ()
     heldout: tuple[str, ...] = ()

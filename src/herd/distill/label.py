@@ -116,8 +116,9 @@ def draw(
 def sample(p_nV: Tensor, uniform_nS: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw from each distribution by inverting its cumulative sum.
 
-    Return the distinct words that were drawn, ascending, the number of draws and the log-probability of each,
-    (E,) for all tokens in order; and the number of distinct words of each token, (n,).
+    Return the distinct words that were drawn (ascending), the number of draws of each, its log-probability,
+    and the number of distinct words of each token. The first three are (E,), for all tokens in order, and
+    the last is (n,).
     """
     cumulative_nV = p_nV.double().cumsum(-1)
     drawn_nS = torch.searchsorted(cumulative_nV, uniform_nS * cumulative_nV[:, -1:], right=True)

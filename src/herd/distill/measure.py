@@ -43,8 +43,8 @@ Estimate = dict[str, float | None]
 class Quality:
     """Sums over the scored tokens of each document, as lists of one number per document.
 
-    ``bits`` and ``n_bytes`` give bits per byte; ``kl`` is KL(teacher || student) in nats; ``agree`` counts
-    equal first choices, ``hits`` and ``teacher_hits`` first choices that are the next token.
+    ``bits`` and ``n_bytes`` give bits per byte. ``kl`` is KL(teacher || student) in nats. ``agree`` counts
+    equal first choices. ``hits`` and ``teacher_hits`` count first choices that are the next token.
     """
 
     bits: list[float]

@@ -2,9 +2,9 @@
 
 `submit` queues a request and returns its stream. Every `step` is one forward over the concatenated next
 tokens of all active requests: one token for each request that decodes, and a chunk of the prompt for each
-that has just begun (Orca, Yu et al., OSDI 2022; chunked prefill, Sarathi, arXiv 2308.16369). So a long prompt
-delays the others by one chunk at most, and finished requests cost nothing. Reading from an empty stream runs
-steps, so one request and fifty are served the same way. One thread drives an engine.
+that has just begun (Orca, Yu et al., OSDI 2022, with the chunked prefill of Sarathi, arXiv 2308.16369). So a
+long prompt delays the others by one chunk at most, and finished requests cost nothing. Reading from an empty
+stream runs steps, so one request and fifty are served the same way. One thread drives an engine.
 
 With a draft (`draft.py`), a decoding sequence feeds its last token and the draft tokens after it. It keeps
 the accepted ones and gets one more token (`speculate.py`), and the cache forgets the rejected ones.

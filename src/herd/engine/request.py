@@ -33,8 +33,8 @@ class Sampling:
 
     Before all this, penalties and biases change the logits (`logits.py`): ``repetition_penalty`` divides
     positive and multiplies negative logits of every token seen in prompt or answer (1 = off; CTRL, arXiv
-    1909.05858); ``presence_penalty`` is subtracted once from each token of the answer, and
-    ``frequency_penalty`` as many times as it occurred; ``logit_bias`` {id: x} is added. The last three are
+    1909.05858). ``presence_penalty`` is subtracted once from each token of the answer, and
+    ``frequency_penalty`` as many times as it occurred. ``logit_bias`` {id: x} is added. The last three are
     OpenAI's, with the same bounds.
     """
 

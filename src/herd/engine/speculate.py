@@ -5,8 +5,8 @@ draft token costs the draft's work, and an accepted one saves a whole read. The 
 (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318). Let p be the model's and q the draft's
 distribution, after penalties, constraints, top-k, top-p and min-p:
 
-    a draft token x drawn from q is accepted with probability min(1, p(x) / q(x));
-    the first that is rejected is replaced by a draw from the residual max(p - q, 0), normalized;
+    a draft token x drawn from q is accepted with probability min(1, p(x) / q(x)),
+    the first that is rejected is replaced by a draw from the residual max(p - q, 0), normalized,
     if all are accepted, one more token is drawn from p.
 
 Each token then has exactly the distribution p, whatever the draft. A draft token is accepted with probability
@@ -17,7 +17,7 @@ likely tokens, so their answers are the same as without speculation.
 With a seed, the numbers for drafting, verifying and drawing the n-th token of a request are three hashes of
 (seed, n), and each decides about at most one token of the answer. So with the same model, draft and number of
 draft tokens, a seed gives the same answer, alone and in any batch. Without speculation, or with another
-draft, it gives *another* answer from the same distribution; only greedy answers are identical.
+draft, it gives *another* answer from the same distribution. Only greedy answers are identical.
 
 Shapes: N positions that need logits, B sequences at one position, V vocab.
 """

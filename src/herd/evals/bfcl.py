@@ -100,7 +100,7 @@ def _compare(call: ToolCall, schema: Schema, expected: Mapping[str, Sequence[Any
 
 def _compare_value(name: str, value: Any, schema: Schema, possible: Sequence[Any]) -> None:
     wanted = _TYPES[schema["type"]]
-    possible = possible or [wanted()]  # two items list no value; they mean the empty one
+    possible = possible or [wanted()]  # two items list no value, and mean the empty one
     nested = _TYPES[schema["items"]["type"]] if schema["type"] in ("array", "tuple") else None
     if wanted is float and type(value) is int:
         value = float(value)

@@ -41,7 +41,7 @@ class Rival:
         params = lib.llama_context_default_params()
         params.n_threads = params.n_threads_batch = threads
         self.pieces = batch == 1 and context > LONG
-        params.kv_unified = self.pieces  # a chunk is read as a second sequence; both use all cells
+        params.kv_unified = self.pieces  # a chunk is read as a second sequence, and both use all cells
         params.n_seq_max = 2 if self.pieces else batch
         params.n_ctx = batch * (-(-context // 256) * 256)
         params.n_batch = params.n_ubatch = CHUNK

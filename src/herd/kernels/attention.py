@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from . import build
 
-LANES = 16  # fp32 values in the widest vector; head dims must be a multiple
+LANES = 16  # fp32 values in the widest vector: head dims must be a multiple
 
 
 def attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, starts_BT: Tensor | None = None) -> Tensor:

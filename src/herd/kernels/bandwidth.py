@@ -28,7 +28,7 @@ class MemoryReader:
     def __init__(self, nbytes: int | None = None) -> None:
         """Allocate ``nbytes`` (None: `BUFFER`) for the lifetime of this object."""
         self.words = reserve(nbytes or BUFFER).view(torch.int64)
-        self.words.fill_(1)  # gives every page its own memory; unwritten pages would all be the same zeros
+        self.words.fill_(1)  # gives every page its own memory: unwritten pages would all be the same zeros
 
     def measure(self, seconds: float = 0.3) -> float:
         """Return bytes per second with torch's threads, the median of all passes in ``seconds``."""

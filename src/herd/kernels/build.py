@@ -6,8 +6,8 @@ written under a temporary name and renamed, so processes that build at the same 
 other.
 
 Without a compiler there is one warning, and every operator uses its plain torch reference. ``HERD_NATIVE=0``
-asks for the references; ``python -m herd.kernels.build`` builds ahead of time. Quantized products are built
-for the fastest instruction set of this machine only; ``HERD_ISA`` or ``HERD_ALL_PATHS=1`` builds them for
+asks for the references. ``python -m herd.kernels.build`` builds ahead of time. Quantized products are built
+for the fastest instruction set of this machine only. ``HERD_ISA`` or ``HERD_ALL_PATHS=1`` builds them for
 all.
 """
 

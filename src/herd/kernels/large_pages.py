@@ -1,6 +1,6 @@
 """Memory in large pages, if the system offers them.
 
-Reading 4 GiB in pages of 4 KiB misses the TLB a million times, in pages of 2 MiB two thousand times; under a
+Reading 4 GiB in pages of 4 KiB misses the TLB a million times, in pages of 2 MiB two thousand times. Under a
 hypervisor each miss walks through two page tables. A large page begins at a multiple of its size, so a matrix
 with its own allocation has small pages at both ends, and a small matrix has only those. Therefore weights
 share large chunks.

@@ -6,8 +6,8 @@ are in memory, so nothing is computed twice and backward only scales. Tokens tha
 -100) are dropped before the first matmul, so a dialog costs as much as its trained tokens. Idea: Liger Kernel
 (arXiv 2410.10989) and Cut Cross-Entropy (arXiv 2411.09009).
 
-The matmuls run in the inputs' dtype (or autocast's), softmax and sums in fp32 (float64 for float64 inputs);
-the weight's gradient is summed in fp32. Backward can run only once, because it uses up the gradients that
+The matmuls run in the inputs' dtype (or autocast's), softmax and sums in fp32 (float64 for float64 inputs).
+The weight's gradient is summed in fp32. Backward can run only once, because it uses up the gradients that
 forward made.
 
 Shapes: N tokens (N' of them trained), C tokens of a chunk, P the same padded, D model dim, E the teacher's, V
@@ -391,7 +391,7 @@ class _FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_total is None:
             return (None,) * 5
-        # in place, to save a second (V, D); autograd's version check refuses a second backward
+        # In place, to save a second (V, D). Autograd's version check refuses a second backward.
         grads = [
             grad.mul_(grad_total.to(grad.dtype)) if needed else None
             for grad, needed in zip(ctx.saved_tensors, ctx.needs, strict=True)

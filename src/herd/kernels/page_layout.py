@@ -1,8 +1,8 @@
 """The layout of a page of the KV cache in numbers, without torch, so that planners can count bytes.
 
 A page stores keys and values of `PAGE` tokens of one sequence, for all layers and KV heads: (L, G, head
-bytes). One KV head of K channels takes (w channels are adjacent among the values; c channels fill four
-bytes):
+bytes). One KV head of K channels takes the following, where w channels are adjacent among the values and c
+channels fill four bytes:
 
     keys           (PAGE / 16, K / c, 16, c)    16 tokens side by side: one load feeds 16 scores
     key scales     (K / 32, PAGE) bf16          int8 only: one per 32 channels of a token

@@ -2,7 +2,7 @@
 
 In eager mode on a CPU these chains of small operators cost as much as a matmul, in time and in kept
 temporaries. Native kernels fuse each into one pass forward and one backward. Elsewhere (on a GPU, in float64,
-under torch.compile, which fuses them itself) the plain torch functions below run; the kernels are tested
+under torch.compile, which fuses them itself) the plain torch functions below run. The kernels are tested
 against them.
 
 Shapes: B batch, T time, D model dim, H heads, K head dim, F ffn dim, N = B·T.

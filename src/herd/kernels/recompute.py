@@ -4,7 +4,7 @@ A matmul keeps its input for its weight's gradient. Where that input came from o
 kept anyway (RMSNorm of the residual, SwiGLU of gate and up), keeping it too is waste: reading its source
 again in backward costs as much as reading it. So `rms_norm` and `swiglu` offer a way to make their result
 again, and inside `cheaply()` autograd's saved-tensor hooks keep that instead of the result. Modules stay
-unchanged; other tensors are kept as usual. Idea: arXiv 2205.05198 (selective recomputation), for single
+unchanged. Other tensors are kept as usual. Idea: arXiv 2205.05198 (selective recomputation), for single
 operators.
 """
 

@@ -1,7 +1,7 @@
 """Losses of the rows of a chunk of logits, and their gradient, which is written over the logits.
 
 The native kernel takes one row at a time, which stays in the cache during its three passes. The plain torch
-functions do the same with blocks of rows; they serve other devices and float64, and the kernel is tested
+functions do the same with blocks of rows. They serve other devices and float64, and the kernel is tested
 against them.
 
 Shapes: C tokens of a chunk, V vocab.
@@ -87,7 +87,7 @@ def plain_distil_(
 def reverse_distil_(
     student_CV: Tensor, teacher_CV: Tensor, targets_C: Tensor, tau: float, kl_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """Return cross-entropy and KL(student || teacher) of every row, each (C,); otherwise as `distil_`."""
+    """Return cross-entropy and KL(student || teacher) of every row, each (C,). Otherwise as `distil_`."""
     ces, kls = [], []
     for own_cV, teacher_cV, targets_c in _blocks(student_CV, teacher_CV, targets_C):
         student_cV = _wide(own_cV)

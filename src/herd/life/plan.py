@@ -75,7 +75,7 @@ class Plan(BaseModel):
     training: list[TrainingStage]
     tool_items: int  # held-out dialogs in the final evaluation
     needle_items: int  # for each length
-    speeds: dict[str, float]  # tokens/s of this machine by dtype; empty if nothing was measured
+    speeds: dict[str, float]  # tokens/s of this machine by dtype (empty if nothing was measured)
     predicted_seconds: dict[str, float]
 
     @property

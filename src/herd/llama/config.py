@@ -180,7 +180,7 @@ class ModelConfig:
         """Return the FLOPs of a token (2 per multiply-add), with head and attention over ``context`` keys.
 
         For causal training over sequences of T tokens the mean ``context`` is T / 2. Training is 3 forwards
-        (one forward, two backward); activation recomputation is not included.
+        (one forward, two backward). Activation recomputation is not included.
         """
         D, K = self.dim, self.head_dim
         projections = D * K * (2 * self.n_heads + 2 * self.n_kv_heads) + 3 * D * self.ffn_dim

@@ -19,8 +19,8 @@ def normal_rows(shape: Sequence[int], seed: int, start: int, stop: int) -> Tenso
     parts = [torch.empty(0, *shape[1:])]
     for block in range(start // at_once, -(-stop // at_once)):
         first = block * at_once
-        # torch's generator uses the low 32 bits; the factor keeps parameters' and blocks' seeds apart within
-        # a model
+        # The generator of torch uses the low 32 bits. The factor keeps the seeds of a model's parameters and
+        # blocks apart.
         generator = torch.Generator().manual_seed((seed + block * 100_003) % (1 << 63))
         rows = torch.randn((min(at_once, n_rows - first), *shape[1:]), generator=generator)
         parts.append(rows[max(start - first, 0) : stop - first])

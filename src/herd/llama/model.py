@@ -151,7 +151,7 @@ class LlamaLM(nn.Module):
     def init_weights(self, seed: int, std: float = 0.02) -> LlamaLM:
         """Draw normal weights of deviation ``std`` and return self.
 
-        Projections that write to the residual stream are scaled by 1 / sqrt(2 · layers); biases are zero. The
+        Projections that write to the residual stream are scaled by 1 / sqrt(2 · layers). Biases are zero. The
         result depends only on ``seed`` and the parameter's index in the model, not on the device or the
         number of ranks: under FSDP2 each rank draws only its own rows.
         """

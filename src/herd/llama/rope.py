@@ -1,7 +1,7 @@
 """Rotary position embedding and the kinds of scaling that stretch it over longer contexts.
 
 `inverse_frequencies` gives the rotation speed of each channel pair, `rotation` the angles of positions. They
-are the only places that know the kinds of `config.RopeScaling`; everything else passes the scaling through.
+are the only places that know the kinds of `config.RopeScaling`. Everything else passes the scaling through.
 
 Weights are in Hugging Face's half-rotation layout: channel i pairs with channel i + K/2. Meta's interleaved
 pairs are permuted when weights are imported (`herd.checkpoint.names`), never here.

@@ -31,7 +31,7 @@ Facts = dict[str, Any]
 GPU_HOURS = {"8B": 1.46e6, "70B": 7.0e6, "405B": 30.84e6}
 """H100 hours of training, from the model card of Llama 3.1."""
 TRAINING_TOKENS = 15.6e12
-"""Tokens that 405B was pre-trained on (arXiv 2407.21783); the model card says "15T+" for all three sizes."""
+"""Tokens that 405B was pre-trained on (arXiv 2407.21783). The model card says "15T+" for all three sizes."""
 LLAMA2 = {
     "7B": ModelConfig(32_000, 4096, 32, 32, 32, 11_008, rope_theta=10_000.0, max_context=4096),
     "70B": ModelConfig(32_000, 8192, 80, 64, 8, 28_672, rope_theta=10_000.0, max_context=4096),

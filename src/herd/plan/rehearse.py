@@ -83,7 +83,7 @@ class Rehearsal:
     predicted_bytes: float  # of the rehearsed part
     measured_bytes: float
     accelerated: bool  # whether it ran on a GPU
-    loss: float  # of the first step; should be near the logarithm of the vocabulary
+    loss: float  # of the first step, which should be near the logarithm of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Outlook:
     step_seconds: float
     mfu: float | None
     nbytes: TrainBytes
-    peak: float  # bytes by which a process grows; on a CPU including parts of the heap that cannot be reused
+    peak: float  # bytes by which a process grows, on a CPU including parts of the heap that cannot be reused
     fits: bool
     hours: float
     tokens_per_s: float

@@ -5,15 +5,15 @@ One micro-batch through one stage is a list of operators (`ops.layer_ops`), run 
     backward   each matmul runs twice, for the gradients of its input and of its weight (added to fp32 in
                memory); attention takes 2.5 times its forward pass, because it is recomputed (FlashAttention);
                other operators move twice the bytes
-    FP8        matmuls run at the FP8 rate; casting reads each operand in bf16 and writes it in 8 bits
-    TP         per layer two all-gathers and two reduce-scatters of the rows in forward; in backward the same
-               and two more gathers, for the gradients of the weights (Korthikanti et al., arXiv 2205.05198);
-               they are exposed unless they are asynchronous
+    FP8        matmuls run at the FP8 rate. Casting reads each operand in bf16 and writes it in 8 bits
+    TP         per layer two all-gathers and two reduce-scatters of the rows in forward. In backward the same
+               and two more gathers, for the gradients of the weights (Korthikanti et al., arXiv 2205.05198).
+               They are exposed unless they are asynchronous
     CP         K and V are gathered before attention, their gradients are scattered after it
-    PP         rows are sent to the next stage, V times per micro-batch; the bubble is (PP - 1) / (V · M) of
+    PP         rows are sent to the next stage, V times per micro-batch. The bubble is (PP - 1) / (V · M) of
                the rest
     DP         weights are gathered and gradients scattered in fp32, once per step, or with FSDP for every
-               micro-batch; this overlaps with compute and then takes some of the chip's cores (`CONTENTION`)
+               micro-batch. This overlaps with compute and then takes some of the chip's cores (`CONTENTION`)
 
 Nothing here is fitted to a training run. A fit can only add a `Tuning`: factors on these parts, by default 1.
 """

@@ -202,7 +202,7 @@ def label_with_teacher(teacher: ModelConfig, machine: Machine, tokens: float, co
     Raises `PlanError` if the teacher does not fit.
     """
     room, held = usable_memory(machine.device.memory), teacher.nbytes(2.0)
-    # Nine tenths of the memory for the weights; the rest is for activations.
+    # Nine tenths of the memory are for the weights, the rest is for activations.
     spread = 1 << max(0, math.ceil(math.log2(held / (0.9 * room))))
     tp = min(spread, machine.per_node)
     if spread > machine.count or teacher.n_heads % tp:

@@ -2,7 +2,7 @@
 
 In every format a weight is ``step * level + low``. Its code selects one of the format's levels. The step, and
 the lowest value of formats that have one, belong to a group of weights. They are half-precision numbers ``d``
-and ``m`` of the block; in formats of 256 weights, they are ``d`` and ``-m`` times small integers of the
+and ``m`` of the block. In formats of 256 weights, they are ``d`` and ``-m`` times small integers of the
 group.
 
 A format is a subclass of `Codec`: the fields of its block, its levels, and four functions that convert codes

@@ -117,7 +117,7 @@ def best_affine(x_RGS: Tensor, weights_RGS: Tensor, top: int) -> tuple[Tensor, T
         det = sum_w * sum_ll - sum_l * sum_l
         step = (sum_w * sum_xl - sum_x * sum_l) / det
         offset = (sum_ll * sum_x - sum_l * sum_xl) / det
-        # the format cannot store a lowest value above zero; zero is then the best
+        # the format cannot store a lowest value above zero, so zero is then the best
         lifted = offset > 0
         step, offset = torch.where(lifted, sum_xl / sum_ll, step), torch.where(lifted, 0, offset)
         loss = (w * (codes * step + offset - x_RGS).square_()).sum(-1, keepdim=True)

@@ -1,7 +1,7 @@
 """Multiply by blocks: the reference in plain torch, and the choice of a kernel.
 
 A kernel may need the blocks in another order than the file has, for example with rows interleaved. So it has
-three functions: ``prepare``, called once when a layer is created; ``matmul``; and ``restore``, the inverse of
+three functions: ``prepare``, called once when a layer is created, ``matmul``, and ``restore``, the inverse of
 ``prepare``, to save a model from memory. `choose_kernel` returns the kernel for a format and a device, or the
 reference if there is none.
 

@@ -5,23 +5,23 @@ Does not import torch. A missing part is not an error.
 This is the contract between the stages and the page::
 
     run.json             name, seed, mode, created, version, text, vocab_size,
-                         predicted_seconds {stage: seconds}; optional: stages [name, ...] and
+                         predicted_seconds {stage: seconds}, optionally stages [name, ...] and
                          speeds {shape: tokens/s} of the probe
     machine.json         machine (from `receipt.describe_machine()`) and commit (from `receipt.git_commit()`)
     stages/NAME/stage.json
                          stage, title, seconds, predicted_seconds, tokens, flops, peak_rss_bytes,
                          predicted_peak_bytes, model (folder, relative to the run, or null), n_params,
-                         notes [text], gates [{name, passed, value, bar, unit}]; the tokenizer's also
+                         notes [text], gates [{name, passed, value, bar, unit}]. The tokenizer's also has
                          bytes_per_token {lang: number} and vocab_size
     stages/NAME/**/metrics.jsonl
-                         one JSON record per line from the training loop: step, tokens, loss (nats/token);
-                         or step with a held-out loss under one of the names in `EVAL_LOSSES`, and
-                         accuracies as eval/NAME_accuracy
-    scores.json          [{model, name, value, unit, lo, hi, n, detail}, ...]; names the page knows: bpb, kl,
+                         one JSON record per line from the training loop: either step, tokens and loss
+                         (nats/token), or step with a held-out loss under one of the names in `EVAL_LOSSES`
+                         and accuracies as eval/NAME_accuracy
+    scores.json          [{model, name, value, unit, lo, hi, n, detail}, ...]. Names the page knows: bpb, kl,
                          top1, needle, tool_use, code_parse, code_pass, and NAME_vs_MODEL for paired
                          differences. detail may have by_lang, by_form, by_task, by_length
-                         {key: number or {value, lo, hi, n}} and grid [{length, depth, value}, ...];
-                         shares have the unit "fraction" and are shown in percent
+                         {key: number or {value, lo, hi, n}} and grid [{length, depth, value}, ...].
+                         Values of the unit "fraction" are shown in percent
     samples.json         [{prompt, outputs: {model: text}}, ...]
     MODEL/herd.json, config.json
                          lineage and shape of each stage's model

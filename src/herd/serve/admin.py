@@ -1,4 +1,4 @@
-"""Routes for operators under ``/herd/v1``: keys, usage, the state of the server; and ``/metrics``."""
+"""Routes for operators under ``/herd/v1``: keys, usage, the state of the server, and ``/metrics``."""
 
 from __future__ import annotations
 

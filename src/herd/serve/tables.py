@@ -17,7 +17,7 @@ meta = Table(
     Column("schema_version", Integer, nullable=False),
     Column("keys_version", BigInteger, nullable=False),  # grows with every change of a key
     Column("currency", String(8)),
-    Column("cache_secret", String(64)),  # for the salts of caches in other servers; hexadecimal
+    Column("cache_secret", String(64)),  # for the salts of caches in other servers, hexadecimal
 )
 
 servers = Table(

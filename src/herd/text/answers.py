@@ -1,6 +1,6 @@
 """The parser of a model's answer, whole or as it comes: reasoning, content and tool calls.
 
-Reasoning models write ``<think>…</think>`` before their answer; in some chat formats the prompt has the
+Reasoning models write ``<think>…</think>`` before their answer. In some chat formats the prompt has the
 opening tag already. The tags are recognized at the beginning of an answer only, and only in the formats of
 such models. White space around the reasoning belongs to neither part. What follows is content, in which tool
 calls are found if tools were offered (`toolcall`). Streamed and whole text give the same result.
@@ -18,7 +18,7 @@ THINK, THINK_END = "<think>", "</think>"
 class AnswerParser:
     """An incremental parser of one answer: `feed` it pieces of text, then `finish` once.
 
-    ``reasoning``: the answer may begin with a reasoning span; ``opened``: the prompt has opened it.
+    ``reasoning``: the answer may begin with a reasoning span. ``opened``: the prompt has opened it.
     ``drops_space``: one space at the very beginning is the tokenizer's, not the answer's.
     """
 

@@ -8,7 +8,7 @@ adds it). A checkpoint with Llama 3's names and without a template, such as a ba
 format as well.
 
 Every other template is rendered as it is (`TemplateChat`). Without one, or with an invalid one, there are
-no dialogs; such a checkpoint still completes text and can be scored, quantized and exported.
+no dialogs. Such a checkpoint still completes text and can be scored, quantized and exported.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A checkpoint's Jinja chat template, rendered in a sandbox with limits of time and memory.
 
-A template is a stranger's program. Jinja's sandbox keeps it from Python's internals; here it is also kept
+A template is a stranger's program. Jinja's sandbox keeps it from Python's internals. Here it is also kept
 from running forever and from building huge values. Every turn of a loop and every call of a macro looks at
-the clock (the thread's CPU time); the operators, filters and methods that can make a large value from small
+the clock (the thread's CPU time). The operators, filters and methods that can make a large value from small
 ones estimate its size first.
 
 Source: transformers ``utils/chat_template_utils.py`` (the sandbox's settings, filters and globals).
@@ -147,7 +147,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.globals |= {"raise_exception": _raise, "strftime_now": self._strftime_now}
 
     def begin(self, today: datetime.date | None) -> None:
-        """Start counting for one rendering; ``today`` is the date that the template is told."""
+        """Start counting for one rendering. ``today`` is the date that the template is told."""
         self._used.characters, self._used.end = 0, time.thread_time() + MAX_SECONDS
         self._used.today = today
 

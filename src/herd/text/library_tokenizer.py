@@ -1,8 +1,8 @@
 """Tokenizers of all other models: a `tokenizer.json`, a GGUF vocabulary or a SentencePiece file.
 
-Merging and splitting are done by the `tokenizers` library. This file adds what the library does not do: text
-that spells a special token stays text; a token's exact bytes; and a report of bytes that a vocabulary cannot
-express. (SmolLM2's lacks 21 of the 256 byte tokens, and tokenizers drops such bytes silently.)
+Merging and splitting are done by the `tokenizers` library. This file adds three things: text that spells a
+special token stays text, the exact bytes of a token are known, and bytes that a vocabulary cannot express are
+reported. (SmolLM2's lacks 21 of the 256 byte tokens, and tokenizers drops such bytes silently.)
 """
 
 from __future__ import annotations

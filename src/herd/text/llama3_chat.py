@@ -20,7 +20,7 @@ function  user message with schemas and instructions     ``<function=name>{…}<
 
 A tool that is given as a bare name ("brave_search"), and ``code_interpreter`` in any case, is builtin in
 every format. The code interpreter is called by ``<|python_tag|>`` and then just code. ``<|eom_id|>`` ends a
-message that waits for a tool in the ipython environment; ``<|eot_id|>`` ends every other message. Nothing is
+message that waits for a tool in the ipython environment. ``<|eot_id|>`` ends every other message. Nothing is
 added to the system message unless it is asked for: ``date`` adds today's date and the knowledge cutoff,
 builtin tools add the environment.
 

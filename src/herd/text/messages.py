@@ -37,7 +37,7 @@ class CallInMessage:
 class CheckedMessage:
     """A message with its role (system, user, assistant or tool) and its content as text.
 
-    ``original`` is the message as it was given; ``index`` its place, None for one that a renderer added.
+    ``original`` is the message before the check, ``index`` its position, or None if a renderer added it.
     """
 
     role: str

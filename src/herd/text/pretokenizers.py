@@ -1,8 +1,8 @@
 """The ways in which byte-level BPE splits a text before merging, by their names in GGUF files.
 
-GGUF stores only a name (``tokenizer.ggml.pre``); the regular expressions belong to the programs that read it.
-Each expression of a name cuts the pieces that the one before has left. Two names of one expression differ in
-nothing that matters here, except that some vocabularies take a piece that is a token as it is
+GGUF stores only a name (``tokenizer.ggml.pre``). The regular expressions belong to the programs that read it.
+If a name has several, each splits the pieces that the one before has left. Two names with the same
+expressions differ in one thing at most: in some vocabularies a piece that is a token stays whole
 (``ignore_merges``).
 
 Source: llama.cpp ``src/llama-vocab.cpp`` (MIT), and the ``tokenizer.json`` of the models named there.

@@ -7,13 +7,13 @@ pair is a token. This is how tiktoken works and the content of Meta's ``tokenize
 ranks.
 
 **Merges from ranks.** Hugging Face's BPE needs pairs, tiktoken only joined bytes. They agree exactly if each
-token lists one pair: the last one that BPE joins when it runs on the token's own bytes. For if a token T is
-formed in some text by joining x and y, no earlier merge crossed the ends of T, so the merges inside were
-those that BPE makes on T's bytes alone; hence (x, y) is that pair. A token that BPE does not reach from its
-own bytes is never formed by merging. It is only found as a whole piece (tiktoken looks pieces up first;
-``ignore_merges`` in `tokenizer.json`), and gets no pair.
+token lists one pair: the last one that BPE joins when it runs on the token's own bytes. The reason: if a
+token T is formed in some text by joining x and y, no earlier merge crossed the ends of T, so the merges
+inside were those that BPE makes on T's bytes alone. Hence (x, y) is that pair. A token that BPE does not
+reach from its own bytes is never formed by merging, and gets no pair. It is only found as a whole piece,
+because tiktoken looks pieces up first (``ignore_merges`` in `tokenizer.json`).
 
-Sources: tiktoken's ``_educational.py`` and ``lib.rs``; for the file, llama-models
+Sources: tiktoken's ``_educational.py`` and ``lib.rs``, and for the file llama-models
 ``models/llama3/tokenizer.py``.
 """
 

@@ -28,8 +28,8 @@ from .tokenizer import Tokenizer, check_text
 from .vocabulary import CONTROL, NORMAL, Vocabulary
 
 N_SPECIAL = 256
-# Ids n_ranks + 0, 1, 2, ... of the 3.1 release. Llama 3.2 renamed number 11 to <|image|>; the ids are the
-# same.
+# Ids n_ranks + 0, 1, 2, ... of the 3.1 release. Llama 3.2 renamed number 11 to <|image|>. The ids are
+# the same.
 # fmt: off
 NAMED_SPECIAL = (
     "begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1",

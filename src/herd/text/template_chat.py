@@ -2,14 +2,14 @@
 
 The ids are those of transformers' `apply_chat_template`, with one exception: **text in a message never
 becomes a control token**. A string of the dialog that spells a control token gets an unused character
-inserted into the spelling before the template sees it; the rendered text is then cut at the control tokens
+inserted into the spelling before the template sees it. The rendered text is then cut at the control tokens
 that are left, which only the template can have written, and each piece is encoded as plain text without the
 inserted characters.
 
 The loss mask marks what the assistant writes. It comes from rendering prefixes: the dialog up to an
 assistant's message with the generation prompt, and with the message. The text between is the assistant's, up
 to its stop token. A template that changes earlier messages later (such as one that removes past reasoning)
-gives no prefix for those messages; they are not trained, and a warning says so.
+gives no prefix for those messages. They are not trained, and a warning says so.
 
 """
 
@@ -190,7 +190,7 @@ class TemplateChat:
 class Marked:
     """A dialog's strings with an unused character inserted into everything that spells a control token.
 
-    ``dialog`` is the marked copy; `clean` removes the marks again.
+    ``dialog`` is the marked copy. `clean` removes the marks again.
     """
 
     def __init__(self, dialog: Any, control_tokens: Sequence[str]) -> None:

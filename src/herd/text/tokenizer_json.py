@@ -5,7 +5,7 @@ characters, one merge per token (`ranks.merges`), ``ignore_merges``, so that a p
 whole as in tiktoken, and a post-processor that puts ``<|begin_of_text|>`` first, as in Meta's release on
 Hugging Face.
 
-Only files that mean the same as some ranks are read into ranks; all others are `LibraryTokenizer`s.
+Only files that mean the same as some ranks are read into ranks. All others are `LibraryTokenizer`s.
 
 One difference remains: `tokenizers` turns special tokens that are spelled in a text into their ids, and our
 tokenizer never does.

@@ -20,11 +20,11 @@ time is linear in the text.
 
 **Streaming gives the same result as parsing the whole text**, because the parser takes one character at a
 time and what it does depends on characters alone. A possible call is matched by a grammar
-(`toolcall_grammar.py`) that gives up at the first character that cannot belong to a call; then all text that
+(`toolcall_grammar.py`) that gives up at the first character that cannot belong to a call. Then all text that
 was held back becomes content. So plain text streams without delay. What follows ``<|python_tag|>`` is decided
 at the end of the message, where it would be run at the earliest.
 
-Source: llama-models ``models/llama3/tool_utils.py`` for the formats; it parses whole messages with regular
+Source: llama-models ``models/llama3/tool_utils.py`` for the formats. It parses whole messages with regular
 expressions.
 """
 

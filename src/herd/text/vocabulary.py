@@ -6,7 +6,7 @@ and the file ``tokenizer.model`` of Llama 1 and 2, TinyLlama, Mistral): tokens h
 "▁", and characters outside the vocabulary become byte tokens ``<0x0A>``. SentencePiece joins the pair with
 the best score first, which is BPE with merges in the order of their scores.
 
-Source: llama.cpp ``llama-vocab.cpp``; transformers ``convert_slow_tokenizer.py``;
+Sources: llama.cpp ``llama-vocab.cpp``; transformers ``convert_slow_tokenizer.py``;
 ``sentencepiece_model.proto``.
 """
 

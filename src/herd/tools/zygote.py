@@ -98,7 +98,7 @@ class Locks:
     def landlock(self, readable, writable):
         """Allow reading below ``readable``, reading and writing below ``writable``, and no other files."""
         abi = self.syscall(SYS_LANDLOCK, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
-        handled = (1 << 13) - 1  # the accesses of the first version; later versions add more
+        handled = (1 << 13) - 1  # the accesses of the first version, to which later versions add
         handled |= sum(1 << bit for bit, since in ((13, 2), (14, 3), (15, 5)) if abi >= since)
         network, scope = (3 if abi >= 4 else 0), (3 if abi >= 6 else 0)
         attributes = struct.pack("QQQ", handled, network, scope)[: 8 if abi < 4 else 16 if abi < 6 else 24]
@@ -120,7 +120,7 @@ class Locks:
     def seccomp(self):
         """Allow the listed system calls.
 
-        Others fail with EPERM; a call of another architecture kills the process.
+        Others fail with EPERM. A call of another architecture kills the process.
         """
         arch, *numbers = self.syscalls[platform.machine()]
         load, equal, give = 0x20, 0x15, 0x06  # BPF: load a word, jump if equal, return
@@ -302,7 +302,7 @@ def collect(pid, outputs, request, began, control):
         ready = select.select([*waiting, control], [], [], max(0.0, rest))[0] if rest > 0 else []
         if control in ready and not control.recv(1, socket.MSG_PEEK):
             kill(pid)
-            raise SystemExit  # the caller is gone; `main` cleans up
+            raise SystemExit  # the caller is gone, and `main` cleans up
         if rest <= 0:
             reason = f"time limit of {request['timeout_s']:g} s"
             break

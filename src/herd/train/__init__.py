@@ -1,6 +1,6 @@
 """Training: one loop for every objective, and a state that survives kill -9 without changing a bit.
 
-`TrainConfig` with its optimizers and schedules, and the memory formulas, need no torch; `train` and the
+`TrainConfig` with its optimizers and schedules, and the memory formulas, need no torch. `train` and the
 objectives load it when they are first used. A recipe (`recipe.py`) names one class of `sources`,
 `objectives`, `optimizers` and `schedules` each.
 """

@@ -31,7 +31,7 @@ class AdapterSection(Section):
     alpha: PositiveReal = 32.0  # the update is scaled by alpha / rank
     rslora: bool = False  # scale by alpha / sqrt(rank) instead: for ranks above 64
     targets: Annotated[tuple[Target, ...], Field(min_length=1, strict=False)] = _ALL
-    new_rows: Count = 0  # train the last rows of the vocabulary too; the result is then a whole model
+    new_rows: Count = 0  # train the last rows of the vocabulary too (the result is then a whole model)
     packed: bool = False  # keep the blocks of a quantized model (QLoRA) instead of unpacking them
 
     @model_validator(mode="after")
@@ -66,7 +66,7 @@ class AdapterSection(Section):
             model = load_trainable(source, torch.float32, device)
             for name, module in model.named_modules():
                 if name.rpartition(".")[2] in LAYER_LINEARS:
-                    module.to(compute)  # autocast would cast it in every forward; it never changes
+                    module.to(compute)  # it never changes, and autocast would cast it in every forward
         scale = scale_of(self.rank, self.alpha, rslora=self.rslora)
         add_lora(model, self.rank, scale, self.targets, seed=seed)
         return train_new_rows(model, self.new_rows) if self.new_rows else model

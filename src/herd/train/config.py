@@ -22,9 +22,9 @@ class TrainSettings(Section):
     context: Positive  # tokens per row
     micro_batch_size: Positive | None = None  # rows of one forward on one rank; None: all rows of the rank
     start_position: Count = 0  # the stream's row that step 0 begins with
-    seed: int = 0  # of initial weights and the order of the data; the loop itself draws no random number
+    seed: int = 0  # of initial weights and the order of the data (the loop itself draws no random number)
 
-    dtype: ComputeDtype = "fp32"  # of the matmuls; weights and the optimizer's state are always fp32
+    dtype: ComputeDtype = "fp32"  # of the matmuls (weights and the optimizer's state are always fp32)
     compile: bool = False
     activation_checkpointing: bool = (
         False  # compute a layer's activations again in backward, do not keep them
@@ -35,7 +35,7 @@ class TrainSettings(Section):
     eval_every: Count = 0  # steps; 0: never. Otherwise also after the last step
     log_every: Positive = 1
     tensorboard: bool = False
-    peak_flops: PositiveReal | None = None  # of one rank's device in FLOP/s; with it the log has mfu
+    peak_flops: PositiveReal | None = None  # of one rank's device in FLOP/s, for the log's mfu
 
     @model_validator(mode="after")
     def _micro_batches_divide_the_batch(self) -> TrainSettings:

@@ -2,7 +2,7 @@
 
 In a step every rank reads its own rows of the global batch and runs them in micro-batches whose *summed*
 losses add up in the gradient. The gradient is divided by the number of trained tokens of all ranks and
-clipped by its global norm; then comes one update of the optimizer in fp32.
+clipped by its global norm. Then the optimizer updates the weights once, in fp32.
 
 Nothing here is random, and the stream depends only on its position, so a state consists of the weights, the
 moments, the mean of the decay's weights and one integer. A run that is killed at any point and started again

@@ -2,7 +2,7 @@
 
 Per parameter there are the fp32 weight, its fp32 gradient and Adam's two fp32 moments: 16 bytes, and 4 more
 while the decay's weights are averaged. All of it is divided over the shards. Copies in the compute dtype come
-on top: FSDP2 gathers the root (embedding and head) and about two layers at a time; a single process keeps, in
+on top: FSDP2 gathers the root (embedding and head) and about two layers at a time. A single process keeps, in
 bf16, autocast's copy of every matrix.
 
 Per token of a micro-batch, backward needs of each layer (D model dim, q = H·K, kv = G·K, F ffn dim), in
@@ -12,9 +12,8 @@ values of the compute dtype:
     q and k after rotation, v, attention's output   2 (q + kv)
     gate, up   2 F
 
-The norms' outputs and SwiGLU's are computed again in backward (`kernels.recompute`; torch.compile does the
-same). With activation checkpointing only the layer's input, D, is kept, and the activations of one layer at a
-time.
+The norms' outputs and SwiGLU's are computed again in backward (by `kernels.recompute` or torch.compile). With
+activation checkpointing only the layer's input, D, is kept, and the activations of one layer at a time.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def stop() -> None:
 def distribute(model: LlamaLM, ranks: Ranks, dtype: torch.dtype = torch.float32) -> LlamaLM:
     """Divide the model over the mesh in place: each layer is a unit, and the rest is another.
 
-    Parameters are gathered and used in ``dtype``; gradients are reduced in fp32. Weights must be equal on all
+    Parameters are gathered and used in ``dtype``. Gradients are reduced in fp32. Weights must be equal on all
     ranks. Does nothing in a single process or when it was done before.
     """
     if ranks.mesh is None or isinstance(model, FSDPModule):

@@ -1,7 +1,7 @@
 """Run a recipe: load or draw its model, open its data, train, and write a checkpoint folder at the end.
 
 Mistakes are refused before weights are allocated. The first rank makes shards and a new tokenizer once, under
-``out``; a later start finds them there, and the loop continues from its newest state.
+``out``. A later start finds them there, and the loop continues from its newest state.
 """
 
 from __future__ import annotations

@@ -2,5 +2,5 @@
 
 `options.py` is what a user may choose, `method.py` chooses between full fine-tuning and adapters, `recipe.py`
 writes the run's recipe, `preflight.py` says what will happen, `run.py` trains and compares before with after.
-`inspect.py` shows what the model will see; `merge.py` merges an adapter and measures the result.
+`inspect.py` shows what the model will see, and `merge.py` merges an adapter and measures the result.
 """

@@ -11,7 +11,7 @@ from ..train.memory import adapter_nbytes, train_nbytes
 
 SMALL = 500_000_000
 """Below this number of parameters full fine-tuning learns more than LoRA at equal tokens and is hardly slower
-(arXiv 2603.20100; `bench/tune.py arms` measures it here)."""
+(arXiv 2603.20100, and `bench/tune.py arms` measures it here)."""
 FULL_LR = 2e-4
 """Learning rate of full fine-tuning for a model of `LR_PARAMS`. It falls with the square root of the size."""
 LR_PARAMS = 135e6

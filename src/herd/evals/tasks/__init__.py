@@ -4,18 +4,20 @@
 turns the `Answer` to an item into a `Judgement`. `data.py` finds the files (`--data`, or ten built-in items
 of every format). `registry.py` finds tasks and suites by name::
 
-    from herd.evals.tasks import Data, make_task task = make_task("boolq", shots=5, mode="base")        #
-    unknown names: DataError with similar ones items = task.items(Data()) task.judge(items[0],
-    task.example(items[0], right=True)).value == 1.0
+    from herd.evals.tasks import Data, make_task
+
+    task = make_task("boolq", shots=5, mode="base")
+    items = task.items(Data())
+    assert task.judge(items[0], task.example(items[0], right=True)).value == 1.0
 
 `herd.evals.harness` runs tasks on a model. `herd.evals.results` describes the files that it writes.
 
-`choice.py`: boolq, hellaswag, openbookqa, piqa, social_iqa, truthfulqa, winogrande, arc; `mmlu.py`;
-`word_problems.py`: gsm8k, mgsm; `programs.py`: human_eval, mbpp. Prompts for base models equal those of
-EleutherAI's lm-eval (a test compares the strings). Worked examples (shots) are the first of the training
-file. If there is none, they are the first *other* items of the file itself (lm-eval's ``first_n`` sampler).
-So all items of a task share one beginning, which is computed once. `questions.py`: a user's own questions,
-with five judges.
+`choice.py` has boolq, hellaswag, openbookqa, piqa, social_iqa, truthfulqa, winogrande and arc, `mmlu.py` has
+mmlu, `word_problems.py` gsm8k and mgsm, `programs.py` human_eval and mbpp. Prompts for base models equal
+those of EleutherAI's lm-eval (a test compares the strings). Worked examples (shots) are the first of the
+training file. If there is none, they are the first *other* items of the file itself (lm-eval's ``first_n``
+sampler). So all items of a task share one beginning, which is computed once. `questions.py`: a user's own
+questions, with five judges.
 """
 
 from .data import Data

@@ -73,7 +73,7 @@ class HumanEval(ProgramTask):
         if self.mode == "base":
             return prompt + text
         code = python_program(text, item.gold)
-        if item.gold in defined_functions(code):  # the whole function; it may use the prompt's imports
+        if item.gold in defined_functions(code):  # the whole function, which may use the prompt's imports
             return future_imports_first(f"{prompt}    pass\n\n{code}")
         return prompt + textwrap.indent(textwrap.dedent(code.strip("\n")), "    ")  # only its body
 

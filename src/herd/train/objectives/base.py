@@ -1,10 +1,10 @@
 """The base of all objectives: sums over trained tokens, from hidden states, the head and the batch.
 
-An objective returns *sums* and the number of trained tokens; the loop divides by the number of the whole
+An objective returns *sums* and the number of trained tokens. The loop divides by the number of the whole
 global batch. So the gradient is the same however rows are divided into micro-batches and ranks, and a row
 with few trained tokens does not weigh more than one with many, as it would in a mean of means.
 
-The loop runs the model; an objective sees the final hidden states and the head, so that the scores of the
+The loop runs the model. An objective sees the final hidden states and the head, so that the scores of the
 whole vocabulary never leave the fused loss kernel.
 
 Shapes: B batch rows, T time, D model dim.

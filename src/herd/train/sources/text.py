@@ -27,7 +27,7 @@ class TextData(DataSection):
     kind: Literal["text"]
     # files, folders, patterns, hf:NAME; [builtin]: Python's own
     paths: Annotated[list[str], Field(min_length=1)]
-    split: Literal["teacher", "student"] = "teacher"  # which part; the other is for another model
+    split: Literal["teacher", "student"] = "teacher"  # which part (the other one is for another model)
     max_bytes: Positive | None = None
     documents: bool = False  # attention stays within a document
     rows = "text"
