@@ -9,6 +9,8 @@ Each row is one command and one receipt (smollm2-ROW), to be run alone on a quie
     kl              5   KL divergence of the file as downloaded (4 bits) from the unpacked weights, on 10,000 tokens:
                         Herd, and llama.cpp on the same file and the same tokens
     paris           1   "What is the capital of France?" asked in both
+    repeats         2   20 questions of a newcomer, twice: answers that repeat themselves with the settings of `herd chat
+                        smollm2`, without its penalty, and greedily
     start           1   `herd chat smollm2 -p hi` until its first token, and `python -c "import torch"`, in turns
     speed           5   decode, prefill and the time to the first token of a one-line prompt, in turns with llama.cpp:
                         the file as downloaded, as Q4_0 and as Q8_0
@@ -44,6 +46,8 @@ from common import DATA, WORK, bench_parser, save_receipt
 from contestant import Contestant
 from herd import checkpoint
 from herd.engine import Engine, Request, Sampling
+from herd.engine.chat_session import MAX_REPEATS
+from herd.engine.repetition import MIN_TOKENS, RepetitionWatch
 from herd.evals.bootstrap import mean_interval
 from herd.evals.rival import LlamaCpp, find_python
 from herd.evals.speed import Work, longest_sequence, measure_speed
@@ -55,7 +59,7 @@ from herd.report.receipt import Value, package_version
 
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MINUTES = {
-    "transformers": 10, "llamacpp": 10, "kl": 5, "paris": 1, "start": 1, "speed": 5, "scores": 30, "scores-fp32": 60,
+    "transformers": 10, "llamacpp": 10, "kl": 5, "paris": 1, "repeats": 2, "start": 1, "speed": 5, "scores": 30, "scores-fp32": 60,
     "decisions": 40,
 }  # fmt: skip
 TASKS = ("hellaswag", "arc_easy", "arc_challenge", "piqa", "openbookqa")
@@ -73,13 +77,23 @@ QUESTIONS = (
     "Name three animals that live in Africa.", "Write a Python function that reverses a string.",
     "Who wrote Hamlet?", "Translate 'good morning' into German.", "What is photosynthesis?", "Tell me a short joke.",
 )  # fmt: skip
+NEWCOMER = (
+    "Hi! Who are you?", "What is the capital of France?", "Explain how a rainbow forms, in simple words.",
+    "Write a short poem about autumn.", "What can I cook with eggs and potatoes?", "What is 17 + 25?",
+    "Write a Python function that checks whether a number is prime.", "Translate 'good morning' into Spanish.",
+    "Give me five tips for learning to swim.", "Tell me a story about a dragon who is afraid of fire.",
+    "Write a haiku about the sea.", "Why is the sky blue?", "Name three animals that live in Africa.",
+    "Write a Python function that reverses a string.", "Who wrote Hamlet?", "What is photosynthesis?",
+    "Tell me a short joke.", "How do I learn to play the guitar?", "What is the largest planet?",
+    "Write an email asking my boss for a day off.",
+)  # fmt: skip
 PARIS = "What is the capital of France? Answer in one short sentence."
 
 
 def main() -> None:
     rows: dict[str, Callable[[argparse.Namespace], Any]] = {
         "transformers": transformers_row, "llamacpp": llamacpp_row, "kl": kl_row, "paris": paris_row,
-        "start": start_row, "speed": speed_row,
+        "repeats": repeats_row, "start": start_row, "speed": speed_row,
         "scores": scores_row, "scores-fp32": scores_row, "decisions": decisions_row,
     }  # fmt: skip
     parser = bench_parser(__doc__)
@@ -313,6 +327,30 @@ def paris_row(args: argparse.Namespace) -> None:
             "llama.cpp": Value(theirs.strip(), "text", bar="has Paris", passed="Paris" in theirs),
         },
         rivals={"llama-cpp-python": version}, notes=PARIS,
+    )  # fmt: skip
+
+
+def repeats_row(args: argparse.Namespace) -> None:
+    source = checkpoint.ModelSource(FILE)
+    model = source.load(torch.float32, "cpu").eval().requires_grad_(False)
+    engine = Engine(model, source.tokenizer, max_batch=len(NEWCOMER), max_context=1024)
+    own = source.sampling_defaults
+    settings: dict[str, dict[str, Any]] = {
+        "as herd chat": own, "without the penalty": own | {"repetition_penalty": 1.0}, "greedy": {},
+    }  # fmt: skip
+    prompts = [chat_ids(question) for question in NEWCOMER[: args.limit]]
+    values: dict[str, Value] = {}
+    for name, given in settings.items():
+        repeating, n_answers = 0, 0
+        for seed in (1, 2) if given else (1,):
+            sampling = Sampling(max_tokens=400, seed=seed, **given)
+            answers = engine.run([Request(ids, sampling) for ids in prompts])
+            repeating += sum(RepetitionWatch(MAX_REPEATS).feed(answer.ids) for answer in answers)
+            n_answers += len(answers)
+        values[name] = Value(100 * repeating / n_answers, f"% of {n_answers} answers")
+    receipt(
+        args, "answers to a newcomer's questions that repeat one passage until they are stopped", values,
+        notes=f"{own}; at most 400 tokens; a passage {MAX_REPEATS} times in a row, over at least {MIN_TOKENS} tokens",
     )  # fmt: skip
 
 

@@ -8,10 +8,12 @@ import warnings
 from pathlib import Path
 
 import pytest
+from gguf import GGUFWriter
 from transformers import AutoTokenizer
 
 import herd
 from herd import checkpoint
+from herd.checkpoint.chat_format import generation_defaults
 from herd.cli import run
 from herd.engine import Engine, Request, Sampling
 from herd.errors import ChatError, CheckpointError
@@ -241,25 +243,45 @@ def test_sampling_defaults_come_from_the_generation_configuration(folder):
     path = folder / "generation_config.json"
     path.write_text(json.dumps({"do_sample": True, "temperature": None, "top_p": None, "top_k": None}))
     neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-    assert checkpoint.generation_defaults(folder) == neutral
+    assert generation_defaults(folder) == neutral
     own = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.05}
     path.write_text(json.dumps({"do_sample": True} | own))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert checkpoint.generation_defaults(folder) == own
-    assert Sampling(**checkpoint.generation_defaults(folder)).top_k == 20
+        assert generation_defaults(folder) == own
+    assert Sampling(**generation_defaults(folder)).top_k == 20
     path.write_text(json.dumps({"do_sample": False} | own))
-    greedy = checkpoint.generation_defaults(folder)
+    greedy = generation_defaults(folder)
     assert greedy["temperature"] == 0
     assert greedy["repetition_penalty"] == 1.05
     path.write_text(json.dumps({"do_sample": True, "num_beams": 4, "typical_p": 1.0}))
     with pytest.warns(UserWarning, match="num_beams cannot be followed"):
-        checkpoint.generation_defaults(folder)
+        generation_defaults(folder)
     path.write_text(json.dumps({"temperature": "hot"}))
     with pytest.raises(CheckpointError, match="temperature='hot'"):
-        checkpoint.generation_defaults(folder)
+        generation_defaults(folder)
     path.unlink()
-    assert checkpoint.generation_defaults(folder)["temperature"] == 0
+    assert generation_defaults(folder)["temperature"] == 0
+
+
+def test_sampling_defaults_of_a_gguf_file_and_of_the_catalogue(folder, tmp_path):
+    path = tmp_path / "model.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_float32("general.sampling.temp", 0.6)
+    writer.add_int32("general.sampling.top_k", 20)
+    writer.add_float32("general.sampling.penalty_repeat", 1.05)
+    writer.add_int32("general.sampling.mirostat", 2)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    own = {"temperature": 0.6, "top_p": 1.0, "top_k": 20, "min_p": 0.0, "repetition_penalty": 1.05}
+    with pytest.warns(UserWarning, match="general.sampling.mirostat cannot be followed"):
+        assert checkpoint.ModelSource(path).sampling_defaults == own
+    smollm2 = path.with_name("SmolLM2-135M-Instruct.Q4_1.gguf")  # the file of a name in the catalogue
+    path.rename(smollm2)
+    recommended = {"temperature": 0.2, "top_p": 0.9, "repetition_penalty": 1.1}
+    assert checkpoint.ModelSource(smollm2).sampling_defaults == recommended
+    assert checkpoint.ModelSource(folder).sampling_defaults == generation_defaults(folder)
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,32 @@ def test_sampling_options_change_the_answer(run, folders):
     )
 
 
+LOOP = "round and round " * 200
+STOPPED = "the answer went on repeating itself, so it was stopped; --max-repeats 0 lets it go on"
+
+
+def test_an_answer_that_repeats_itself_is_stopped_and_a_line_says_so(run, folders, scripted):
+    ask = [folders / "instruct", "-p", "x"]
+    scripted(LOOP, LOOP, LOOP, LOOP)
+    code, out, err = run(*ask)
+    assert (code, err) == (0, f"warning: {STOPPED}\n")
+    assert LOOP.startswith(out.rstrip("\n"))
+    assert len(out) < len(LOOP) / 2
+    code, record, err = run(*ask, "--json")
+    assert (code, err) == (0, f"warning: {STOPPED}\n")
+    assert json.loads(record)["finish_reason"] == "repetition"
+    assert run(*ask, "--max-repeats", 0)[1:] == (LOOP + "\n", "")
+    code, out, _ = run(folders / "plain", lines=["Hello"])
+    assert STOPPED in out
+
+
+def test_the_banner_says_how_tokens_are_chosen(run, folders, scripted):
+    scripted("Hello.", "Hello.")
+    assert "The most likely token is always chosen" in run(folders / "instruct", lines=["Hi"])[1]
+    out = run(folders / "plain", "--temperature", 0.2, "--top-p", 0.9, lines=["Hi"])[1]
+    assert "Tokens are drawn with temperature 0.2, top_p 0.9; --temperature 0" in out
+
+
 def test_a_tool_is_run_and_its_result_goes_to_stderr(run, folders, scripted):
     prompts = scripted(CALL, "It is 42.")
     code, out, err = run(folders / "instruct", "-p", "6*7?")

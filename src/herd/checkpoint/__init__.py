@@ -13,7 +13,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .chat_format import generation_defaults
     from .convert import ImportSource, export_hf, import_hf, open_source
     from .folder import checkpoint_hash, load_trainable, save_model, unpacked_weights, write_checkpoint
     from .gguf_convert import export_gguf, import_gguf, quantize_folder, write_random
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from .vllm import export_vllm
 
 _HOMES = {
-    "chat_format": ("generation_defaults",),
     "convert": ("ImportSource", "export_hf", "import_hf", "open_source"),
     "folder": ("checkpoint_hash", "load_trainable", "save_model", "unpacked_weights", "write_checkpoint"),
     "gguf_convert": ("export_gguf", "import_gguf", "quantize_folder", "write_random"),
@@ -48,7 +46,6 @@ __all__ = [
     "export_gguf",
     "export_hf",
     "export_vllm",
-    "generation_defaults",
     "import_gguf",
     "import_hf",
     "import_meta",

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -38,6 +39,7 @@ class NamedModel(BaseModel):
     gated: bool = False
     sha256: str | None = None
     aliases: tuple[str, ...] = ()
+    sampling: dict[Literal["temperature", "top_p", "top_k", "min_p", "repetition_penalty"], float] = {}
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,17 @@ def find_name(name: str) -> tuple[str, NamedModel] | None:
         if wanted == full or wanted in entry.aliases:
             return full, entry
     return None
+
+
+def find_entry(typed: str, path: Path) -> NamedModel | None:
+    """Return the entry of a model that was ``typed`` and is at ``path``.
+
+    None if neither the name nor the name of the file is in the catalogue.
+    """
+    named = find_name(typed)
+    if named is not None and not Path(typed).exists():
+        return named[1]
+    return next((each for each in catalogue().values() if path.name == Path(each.source).name), None)
 
 
 def unknown_name(name: str) -> CheckpointError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from ..text import Tokenizer
 
 _SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+_GGUF_NAMES = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p",
+               "penalty_repeat": "repetition_penalty"}  # fmt: skip
+"""The keys ``general.sampling.…`` of a GGUF file that are followed."""
 _NOT_FOLLOWED: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "no_repeat_ngram_size": (0,),
@@ -67,4 +71,28 @@ def generation_defaults(folder: Path) -> dict[str, float | int]:
     ignored = [n for n, neutral in _NOT_FOLLOWED.items() if data.get(n) not in (None, *neutral)]
     if ignored:
         warnings.warn(f"{path}: {', '.join(ignored)} cannot be followed and will be ignored", stacklevel=2)
+    return out
+
+
+def gguf_generation_defaults(metadata: Mapping[str, Any], where: Path) -> dict[str, float | int]:
+    """Return the settings of a GGUF file's ``general.sampling.…`` by the names of `engine.Sampling`.
+
+    Empty if it has none. A file without a temperature means 1, as in `generation_defaults`. Warns of settings
+    that are not followed.
+    """
+    prefix = "general.sampling."
+    own = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    if not own:
+        return {}
+    out: dict[str, float | int] = dict(_SAMPLING_DEFAULTS)
+    for key, name in _GGUF_NAMES.items():
+        value = own.pop(key, None)
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise CheckpointError(f"{where}: {prefix}{key}={value!r} is not a number")
+        out[name] = out[name] if value is None else round(value, 6)  # the file has 32-bit floats
+    if own:
+        warnings.warn(
+            f"{where}: {', '.join(prefix + key for key in own)} cannot be followed and will be ignored",
+            stacklevel=2,
+        )
     return out

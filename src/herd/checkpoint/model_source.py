@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .adapter_config import base_of, is_adapter
-from .chat_format import read_folder_tokenizer, require_vocabulary_fits
+from .catalogue import find_entry
+from .chat_format import (
+    generation_defaults,
+    gguf_generation_defaults,
+    read_folder_tokenizer,
+    require_vocabulary_fits,
+)
 from .gguf import EMBEDDING, GGUF, gguf_file
 from .hf import read_config
 from .lineage import Lineage, load_lineage
@@ -41,6 +47,7 @@ class ModelSource:
 
     def __init__(self, source: str | Path, *, pre: str | None = None) -> None:
         self.path, self._pre = resolve_model(source), pre
+        self._entry = find_entry(str(source), self.path)
         self.adapter: Path | None = None
         """The folder of a LoRA adapter on the model, if there is one."""
         if is_adapter(self.path):
@@ -83,6 +90,15 @@ class ModelSource:
         if EMBEDDING in self._gguf.tensors:  # otherwise `config` says what is missing
             require_vocabulary_fits(tokenizer, self._gguf.tensors[EMBEDDING].shape[0], self.path)
         return tokenizer
+
+    @cached_property
+    def sampling_defaults(self) -> dict[str, float | int]:
+        """The catalogue's settings of answers, or else the model's own, by the names of `engine.Sampling`."""
+        if self._entry is not None and self._entry.sampling:
+            return dict(self._entry.sampling)
+        if self.file is not None and (own := gguf_generation_defaults(self._gguf.metadata, self.file)):
+            return own
+        return generation_defaults(self.path)
 
     def load(self, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LlamaLM:
         """Return the model. See `load_model`."""

@@ -40,6 +40,7 @@ ENDINGS = {
     "context": "the context is full, so the answer was cut off; ask again, and the oldest turns make room",
     "length": "the answer was cut off at --max-tokens",
     "rounds": "the model kept calling tools without giving an answer, and was stopped",
+    "repetition": "the answer went on repeating itself, so it was stopped; --max-repeats 0 lets it go on",
 }
 """Notes to the user about answers that were stopped, by the reason."""
 FORGOTTEN = "the context is full: the oldest {} of the dialog {} forgotten (the system message stays)"
@@ -67,6 +68,9 @@ def chat_command(
     max_tokens: Annotated[
         int | None, Option(help="Most tokens of an answer (default: all that fit).")
     ] = None,
+    max_repeats: Annotated[
+        int, Option(min=0, help="Stop an answer that repeats a passage so often in a row (0: never).")
+    ] = 6,
     seed: Annotated[int | None, Option(help="Seed of the random numbers.")] = None,
     schema: Annotated[Path | None, Option(help="File with a JSON schema for the answers.")] = None,
     regex: Annotated[str | None, Option(help="Regular expression for whole answers.")] = None,
@@ -119,17 +123,18 @@ def chat_command(
     engine = Engine(model.model, model.tokenizer, max_batch=1, max_context=limit, kv=kv, draft=draft_model)
     session = None
     if complete or model.is_base:
-        ask: Ask = lambda text: continue_text(engine, text, sampling, constraint)  # noqa: E731
+        ask: Ask = lambda text: continue_text(engine, text, sampling, constraint, max_repeats)  # noqa: E731
     else:
         session = _session(engine, model, sampling, system, tools, tool_call_format)
-        session.constraint = constraint
+        session.constraint, session.max_repeats = constraint, max_repeats
         if resume:
             _resume(session, source.path, folder, system)
         ask = session.ask
     if resume and session is None:
         raise ChatError("--continue is for dialogs; a base model and --complete continue text")
     if question is None:
-        TerminalChat(model, ask, session, resume).run(lang, tool_call_format or "json")
+        chat = TerminalChat(model, ask, session, resume)
+        chat.run(lang, tool_call_format or "json", describe_sampling(sampling))
         return
     if session is not None and not question.strip():
         raise EngineError("the question is empty: ask something (only a text completion may be empty)")
@@ -249,6 +254,8 @@ def _answer_once(events: Iterator[ChatEvent], as_json: bool) -> None:
             if reasoning:
                 record["reasoning"] = reasoning
             print_json(record | ({"speculated": asdict(event.speculated)} if event.speculated else {}))
+            if event.reason == "repetition":
+                _warn(f"warning: {ENDINGS[event.reason]}")
         elif isinstance(event, End):
             print()
             for call in calls[len(results) :]:
@@ -272,9 +279,9 @@ class TerminalChat:
         self._console = Console(highlight=False, markup=False, emoji=False)
         self._model, self._ask, self._session, self._resumed = model, ask, session, resumed
 
-    def run(self, lang: str, tool_call_format: str) -> None:
-        """Introduce the model, then answer line after line until the user leaves."""
-        for about in self._model.card():
+    def run(self, lang: str, tool_call_format: str, settings: str) -> None:
+        """Introduce the model and the settings, then answer line after line until the user leaves."""
+        for about in (*self._model.card(), settings):
             self._say(about)
         questions = [] if self._resumed else self._suggest_questions(lang, tool_call_format)
         if self._resumed:
@@ -383,6 +390,17 @@ def visible(text: str) -> str:
     A model's text could otherwise move the cursor, change colours or rename the terminal's window.
     """
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def describe_sampling(sampling: Sampling) -> str:
+    """Return a line about how tokens are chosen, and how to change it."""
+    if sampling.greedy:
+        return "The most likely token is always chosen; --temperature 0.7 gives varied answers."
+    values = [("temperature", sampling.temperature, 0), ("top_p", sampling.top_p, 1)]
+    values += [("top_k", sampling.top_k, 0), ("min_p", sampling.min_p, 0)]
+    values += [("repetition_penalty", sampling.repetition_penalty, 1)]
+    named = ", ".join(f"{name} {value:g}" for name, value, off in values if value != off)
+    return f"Tokens are drawn with {named}; --temperature 0 always chooses the most likely one."
 
 
 def _forgotten(turns: int) -> str:

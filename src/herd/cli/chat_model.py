@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import ModelSource, generation_defaults
+from ..checkpoint import ModelSource
 from ..checkpoint.sources import model_name
 from ..dtypes import torch_dtype
 from ..errors import EngineError
@@ -37,6 +38,8 @@ class ChatModel:
     model: LlamaLM
     tokenizer: Tokenizer
     lineage: Lineage | None
+    own_sampling: Mapping[str, Any]
+    """The catalogue's or the files' settings of answers."""
 
     @property
     def is_base(self) -> bool:
@@ -50,8 +53,8 @@ class ChatModel:
 
     @property
     def sampling_defaults(self) -> dict[str, Any]:
-        """Default sampling: greedy for a model of `herd raise`, as in its evaluation; else the folder's."""
-        return {} if self.is_raised else generation_defaults(self.folder)
+        """Default sampling: greedy for a model of `herd raise`, as in its evaluation. Otherwise its own."""
+        return {} if self.is_raised else dict(self.own_sampling)
 
     def system_message(self, tool_call_format: str) -> str:
         """Return the system message of the model's training, or "" for a model that Herd did not train."""
@@ -103,7 +106,8 @@ def load_chat_model(
     tokenizer = require_tokenizer(source)
     dtype, device = compute_kind(source, dtype, device)
     model = source.load(None if dtype is None else torch_dtype(dtype), device)
-    return ChatModel(source.path, model.eval().requires_grad_(False), tokenizer, source.lineage)
+    model.eval().requires_grad_(False)
+    return ChatModel(source.path, model, tokenizer, source.lineage, source.sampling_defaults)
 
 
 def require_tokenizer(source: ModelSource) -> Tokenizer:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import EngineError
 from ..text.answers import AnswerParser
@@ -17,9 +17,12 @@ from ..text.toolcall import Call, Content, Event, Parsed, Reasoning, ToolCall
 from ..tools.loop import Execute, ToolLoop, ToolResult
 from .constraint import Constraint
 from .engine import Engine
+from .repetition import RepetitionWatch
 from .request import FinishReason, Request, Sampling, Speculated
 
 MAX_ROUNDS = 5
+MAX_REPEATS = 6
+"""Copies of one passage in a row after which an answer is stopped."""
 ANSWER_TOKENS = 1024
 """Tokens kept free for an answer by forgetting the oldest turns. In a small context, a quarter of it."""
 
@@ -54,7 +57,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class End:
-    """The end of the answer. ``reason`` "rounds": the model called tools until it was stopped."""
+    """The end of the answer.
+
+    ``reason`` "rounds": the model called tools until it was stopped. "repetition": it repeated one passage
+    until it was stopped.
+    """
 
     reason: FinishReason | str
     n_tokens: int
@@ -80,7 +87,8 @@ class ChatSession:
     ``system`` is the system message. ``tools`` are schemas or names of built-in tools, which are described to
     the model, and ``tool_call_format`` is the format of its calls. ``execute`` runs a call. With tools but
     without ``execute``, calls are reported and not run. With neither, or under a ``constraint``, every answer
-    is plain text, even if it looks like a call.
+    is plain text, even if it looks like a call. An answer that repeats a passage ``max_repeats`` times in a
+    row is stopped (0: never).
     """
 
     engine: Engine
@@ -92,6 +100,7 @@ class ChatSession:
     date: str | None = None
     constraint: Constraint | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
+    max_repeats: int = MAX_REPEATS
 
     def __post_init__(self) -> None:
         if self.engine.tokenizer is None:
@@ -131,7 +140,8 @@ class ChatSession:
             ids = self._prompt()
             if n_turns > self._n_turns:
                 yield Forgotten(n_turns - self._n_turns)
-            reply = _Reply(self.engine, Request(ids, self.sampling, constraint=self.constraint))
+            request = Request(ids, self.sampling, constraint=self.constraint)
+            reply = _Reply(self.engine, request, self.max_repeats)
             replies.append(reply)
             try:
                 yield from reply.events(self._parser())
@@ -191,10 +201,11 @@ class ChatSession:
 class _Reply:
     """One message of the model while it is generated."""
 
-    def __init__(self, engine: Engine, request: Request) -> None:
+    def __init__(self, engine: Engine, request: Request, max_repeats: int) -> None:
         self._stream = engine.submit(request)
+        self._watch = RepetitionWatch(max_repeats)
         self.parsed, self.n_tokens = Parsed(), 0
-        self.reason: FinishReason = "cancelled"
+        self.reason: FinishReason | Literal["repetition"] = "cancelled"
         self.speculated: Speculated | None = None
 
     def events(self, parser: AnswerParser | None) -> Iterator[ChatEvent]:
@@ -207,6 +218,10 @@ class _Reply:
                 yield from self._keep(parser.feed(delta.text))
             elif delta.text:
                 yield from self._keep([Content(delta.text)])
+            if self._watch.feed(delta.token_ids) and delta.finish_reason is None:
+                self._stream.cancel()
+                self.reason = "repetition"
+                break
         if parser is not None:
             yield from self._keep(parser.finish())
 
@@ -227,13 +242,17 @@ class _Reply:
 
 
 def complete(
-    engine: Engine, prompt: str, sampling: Sampling, constraint: Constraint | None = None
+    engine: Engine,
+    prompt: str,
+    sampling: Sampling,
+    constraint: Constraint | None = None,
+    max_repeats: int = MAX_REPEATS,
 ) -> Generator[ChatEvent, None, None]:
-    """Continue text as a base model does. The events are the same as of a dialog, but without calls."""
+    """Continue text as a base model does. The events are those of a dialog, but without calls."""
     if engine.tokenizer is None:
         raise EngineError("completion needs a tokenizer, and this model has none")
     ids = engine.tokenizer.encode(prompt, bos=True)
-    reply = _Reply(engine, Request(ids, sampling, constraint=constraint))
+    reply = _Reply(engine, Request(ids, sampling, constraint=constraint), max_repeats)
     try:
         yield from reply.events(None)
     finally:
