@@ -4,10 +4,10 @@ Importing torch takes seconds, and llama.cpp's tests start a server for every ca
 imports everything, loads the model, and forks a child for each start. The program that the tests start
 (`SHIM`) sends its options to that process, waits for the child, and passes signals on.
 
-Only names are translated: options, llama.cpp's API key (a key of Herd has another form), llama.cpp's own
-``/completion`` with ``n_predict``, whose work is done by ``/v1/completions``, and its ``/tools``, by which a web page
-runs the tools of MCP servers: Herd runs the same tools in its own loop, and has no route for pages. Models that are
-not there get a server that only says that it is healthy, because the tests start all of them once.
+Only names are translated: options, llama.cpp's API key (a key of Herd has another form), its path ``/completions``,
+and its ``/tools``, by which a web page runs the tools of MCP servers: Herd runs the same tools in its own loop, and
+has no route for pages. Models that are not there get a server that only says that it is healthy, because the tests
+start all of them once.
 """
 
 from __future__ import annotations
@@ -42,8 +42,18 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """What llama.cpp uses for a model without a template."""
+COMMAND_R = (
+    "{% for message in messages %}{{ '<|START_OF_TURN_TOKEN|><|' }}"
+    "{{ {'system': 'SYSTEM', 'user': 'USER', 'assistant': 'CHATBOT'}[message['role']] }}"
+    "{{ '_TOKEN|>' + message['content'] | trim + '<|END_OF_TURN_TOKEN|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}"
+)
+BUILT_IN = {None: CHATML, "chatml": CHATML, "command-r": COMMAND_R}
+"""Templates that llama.cpp knows by name."""
 MAX_CONTEXT = 8192
 """llama.cpp lets a model go beyond its context of 512, and its tests of tools do."""
+FILE = "stories260K.gguf"
+"""The name that the tests know the model by."""
 OURS = ("ggml-org/test-model-stories260K", "ggml-org/models")
 
 
@@ -116,6 +126,7 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
     for name, default in (("port", 8080), ("ctx-size", 0), ("parallel", 1), ("n-predict", 0), ("seed", -1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--temp", type=float, default=0.8)
+    parser.add_argument("--no-ui", action="store_true")
     return parser.parse_known_args(arguments)[0]
 
 
@@ -142,9 +153,10 @@ def serve(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
     loop = EngineLoop(Engine(model, tokenizer, max_batch=options.parallel, max_context=context))
     served = ServedModel(
         min(names), loop, tokenizer.with_settings(chat_template=template(options)), context,
-        frozenset({*names, "*"}), sampling, fingerprint="b-herd",
+        frozenset({*names, "*"}), sampling, facts={"file": FILE}, fingerprint="b-herd",
+        parallel=options.parallel,
     )  # fmt: skip
-    settings = ServeSettings(drain_seconds=0)
+    settings = ServeSettings(drain_seconds=0, has_page=not options.no_ui)
     store, token = None, None
     if options.api_key:
         store = Store(Path(tempfile.mkdtemp()) / "keys.db")
@@ -161,7 +173,7 @@ def serve(options: argparse.Namespace, model: Any, tokenizer: Any) -> None:
         app = create_app(model_served, store, settings, tools)
         server = HerdServer(app, settings, options.port)
         keys = (options.api_key, token)
-        server.config.app = Translated(app, keys, options.n_predict, Tools(tools, server))
+        server.config.app = Translated(app, keys, Tools(tools, server))
         server.run()
 
 
@@ -169,8 +181,8 @@ def template(options: argparse.Namespace) -> str:
     """Return the chat template that the options name."""
     if options.chat_template_file:
         return Path(options.chat_template_file).read_text(encoding="utf-8")
-    if options.chat_template in (None, "chatml"):
-        return CHATML
+    if options.chat_template in BUILT_IN:
+        return BUILT_IN[options.chat_template]
     known = {"llama3": "meta-llama-Llama-3.1-8B-Instruct"}.get(options.chat_template)
     if known:
         return Path(f"../../../models/templates/{known}.jinja").read_text(encoding="utf-8")
@@ -222,10 +234,10 @@ class Tools:
 
 
 class Translated:
-    """The application behind llama.cpp's key, its own ``/completion`` and its ``/tools``."""
+    """The application behind llama.cpp's key and its ``/tools``."""
 
-    def __init__(self, app: Any, keys: tuple[str | None, str | None], n_predict: int, tools: Tools) -> None:
-        self._app, self._keys, self._n_predict, self._tools = app, dict[bytes, bytes](), n_predict, tools
+    def __init__(self, app: Any, keys: tuple[str | None, str | None], tools: Tools) -> None:
+        self._app, self._keys, self._tools = app, dict[bytes, bytes](), tools
         their_key, our_key = keys
         if their_key and our_key:
             self._keys = {
@@ -234,7 +246,7 @@ class Translated:
             }
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Translate the key, and the requests and responses of ``/completion``."""
+        """Translate the key and the paths that mean something else in Herd."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -244,88 +256,9 @@ class Translated:
         if scope["path"] == "/tools":
             await self._tools(scope, receive, send)
             return
-        if scope["path"] not in ("/completion", "/completions"):
-            await self._app(scope, receive, send)
-            return
-        asked = json.loads(await read_body(receive))
-        body = json.dumps(their_completion(asked, self._n_predict)).encode()
-        headers = [(name, value) for name, value in scope["headers"] if name != b"content-length"]
-        scope |= {
-            "path": "/v1/completions",
-            "headers": [*headers, (b"content-length", str(len(body)).encode())],
-        }
-        sent = False
-
-        async def translated_receive() -> Any:
-            nonlocal sent
-            if sent:
-                return await receive()
-            sent = True
-            return {"type": "http.request", "body": body}
-
-        status, start = 0, {}
-
-        async def translated_send(message: Any) -> None:
-            nonlocal status, start
-            if message["type"] == "http.response.start":
-                status, start = message["status"], message
-                headers = [pair for pair in message["headers"] if pair[0] != b"content-length"]
-                start = message | {"headers": headers}
-                if asked.get("stream") or status != 200:
-                    await send(start)
-            elif status != 200:
-                await send(message)
-            elif asked.get("stream"):
-                await send(message | {"body": b"".join(map(our_event, message["body"].split(b"\n\n")))})
-            else:
-                await send(start)
-                await send(
-                    message | {"body": json.dumps(our_completion(json.loads(message["body"]))).encode()}
-                )
-
-        await self._app(scope, translated_receive, translated_send)
-
-
-def their_completion(asked: dict[str, Any], n_predict: int) -> dict[str, Any]:
-    """Return a request to ``/completion`` as one to ``/v1/completions``."""
-    names = ("prompt", "temperature", "top_k", "top_p", "min_p", "seed", "stop", "stream", "logit_bias")
-    out = {name: asked[name] for name in names if name in asked}
-    if isinstance(out.get("prompt"), dict) and set(out["prompt"]) == {"prompt_string"}:
-        out["prompt"] = out["prompt"]["prompt_string"]
-    if isinstance(out.get("logit_bias"), list):
-        out["logit_bias"] = {str(token): bias for token, bias in out["logit_bias"]}
-    limit = asked.get("n_predict", n_predict)
-    out["max_tokens"] = limit if limit > 0 else MAX_CONTEXT
-    if asked.get("n_probs"):
-        out["logprobs"] = asked["n_probs"]
-    if out.get("stream"):
-        out["stream_options"] = {"include_usage": True}
-    return out
-
-
-def our_completion(body: dict[str, Any]) -> dict[str, Any]:
-    """Return a text completion, or one of its chunks, in llama.cpp's form."""
-    choice = body["choices"][0] if body["choices"] else {"text": "", "finish_reason": "stop"}
-    out = {
-        "content": choice["text"],
-        "tokens": [],
-        "stop": "timings" in body,
-        "stop_type": "limit" if choice["finish_reason"] == "length" else "eos",
-        "has_new_line": "\n" in choice["text"],
-        "truncated": False,
-    }
-    return out | ({"timings": body["timings"]} if "timings" in body else {})
-
-
-def our_event(event: bytes) -> bytes:
-    """Return an event of a stream in llama.cpp's form."""
-    data = event.removeprefix(b"data: ")
-    if not data.startswith(b"{") or b'"error"' in data:
-        return event + b"\n\n" if event else b""
-    body = json.loads(data)
-    if body["choices"] and not body["choices"][0]["text"]:
-        return b""
-    return b"data: " + json.dumps(our_completion(body)).encode() + b"\n\n"
+        if scope["path"] == "/completions":  # OpenAI's API in Herd, another name of /completion there
+            scope |= {"path": "/completion", "raw_path": b"/completion"}
+        await self._app(scope, receive, send)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from herd.serve.about import DetokenizeRequest, TokenizeRequest
 from herd.serve.anthropic import CountRequest, MessagesRequest
 from herd.serve.errors import ApiError
 from herd.serve.fields import MAX_WARNINGS, field_table, sort_fields
+from herd.serve.llamacpp import LlamaCppRequest, TemplateRequest
 from herd.serve.ollama import GenerateRequest, OllamaChatRequest, ShowRequest
 from herd.serve.openai_chat import ChatRequest
 from herd.serve.openai_completions import CompletionRequest
@@ -17,6 +18,8 @@ SHORT = {"stream": False, "options": {"num_predict": 1}}
 REQUESTS = {
     "chat": ("/v1/chat/completions", HELLO | {"max_tokens": 1}, ChatRequest),
     "completions": ("/v1/completions", {"prompt": "six", "max_tokens": 1}, CompletionRequest),
+    "llamacpp": ("/completion", {"prompt": "six", "n_predict": 1}, LlamaCppRequest),
+    "apply_template": ("/apply-template", HELLO, TemplateRequest),
     "messages": ("/v1/messages", HELLO | {"max_tokens": 1}, MessagesRequest),
     "count_tokens": ("/v1/messages/count_tokens", HELLO, CountRequest),
     "responses": ("/v1/responses", {"input": "six", "max_output_tokens": 1}, ResponsesRequest),

@@ -68,6 +68,7 @@ def serve_command(
     allow_host: Annotated[
         list[str] | None, Option(help="Another name of this machine that clients use ('*': every name).")
     ] = None,
+    page: Annotated[bool, Option("--page/--no-page", help="Whether browsers get the chat page.")] = True,
     strict: Annotated[bool, Option("--strict", help="Refuse unknown fields instead of warning.")] = False,
     keys: Annotated[
         bool | None,
@@ -116,6 +117,7 @@ def serve_command(
         host=host,
         allowed_hosts=tuple(allow_host or ()),
         strict=strict,
+        has_page=page,
         drain_seconds=drain,
         tool_steps=tool_steps,
     )
@@ -157,7 +159,8 @@ def serve_command(
             print(
                 f"{slot.name}: {when if slot.served else 'loaded when a request names it'}", file=sys.stderr
             )
-        print(f"chat page:    http://{place}:{bound}/", file=sys.stderr)
+        if page:
+            print(f"chat page:    http://{place}:{bound}/", file=sys.stderr)
         print(f"for programs: http://{place}:{bound}/v1  (Ctrl-C stops)", file=sys.stderr, flush=True)
 
     server = HerdServer(app, settings, port, when_ready)
@@ -294,6 +297,7 @@ def _open(
         "n_params": config.n_params,
         "n_ctx_train": config.max_context,
         "n_embd": config.dim,
+        "file": source.path.name,
     }
     if model.lineage is not None:  # for the card on the chat page
         shown = {"stage", "licence", "parents", "evals", "created_by", "weights_hash"}
@@ -310,6 +314,7 @@ def _open(
         facts,
         f"herd-{engine.cache.kind}-{kind or 'stored'}",
         names,
+        parallel=parallel,
     )
 
 

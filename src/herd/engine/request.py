@@ -35,7 +35,7 @@ class Sampling:
     positive and multiplies negative logits of every token seen in prompt or answer (1 = off; CTRL, arXiv
     1909.05858). ``presence_penalty`` is subtracted once from each token of the answer, and
     ``frequency_penalty`` as many times as it occurred. ``logit_bias`` {id: x} is added. The last three are
-    OpenAI's, with the same bounds.
+    OpenAI's, with the same bounds, except that a bias of -inf forbids a token.
     """
 
     max_tokens: int | None = 256
@@ -78,7 +78,8 @@ class Sampling:
             raise EngineError(f"logit_bias={self.logit_bias!r} must map token ids to numbers")
         for id_, bias in self.logit_bias.items():
             _check_integer("a token id of logit_bias", id_, 0)
-            _check_real(f"logit_bias of token {id_}", bias, -100, 100, "-100 all but forbids a token")
+            if bias != -math.inf:
+                _check_real(f"logit_bias of token {id_}", bias, -100, 100, "-100 all but forbids a token")
 
     @property
     def greedy(self) -> bool:

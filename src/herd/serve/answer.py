@@ -28,7 +28,7 @@ ENDED = "this key was revoked, or has expired, while the answer was generated"
 class LiveAnswer:
     """The choices of one request while they are generated. `events` yields them as they come.
 
-    ``tokens`` has the tokens of each choice of a stream up to the latest event. ``warnings`` are told to the
+    ``tokens`` has the number of tokens of each choice up to the latest event. ``warnings`` are told to the
     client at the end. With an ``agent`` the tools of this server run between the steps of the answer. `close`
     must be called in every case. It calls ``finished`` with the end's status and the usage.
     """
@@ -88,9 +88,10 @@ class LiveAnswer:
             if self._has_ended():
                 raise Unauthorized(ENDED)
             events = piece.events if reply is None else reply.take(piece.events)
+            if events:
+                self.tokens[piece.index] = before + piece.tokens
             if delivers and events:
                 sampled[piece.index] = piece.tokens
-                self.tokens[piece.index] = before + piece.tokens
                 step.advance(sum(sampled.values()))
             for event in events:
                 yield event

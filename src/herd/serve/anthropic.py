@@ -57,8 +57,8 @@ ERROR_TYPES = {
     404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error",
     504: "timeout_error", 529: "overloaded_error",
 }  # fmt: skip
-DROPPED_BLOCKS = ("thinking", "redacted_thinking")
-"""Reasoning of earlier answers. Chat formats leave it out of the dialog."""
+REDACTED = "redacted_thinking"
+"""Reasoning of earlier answers that only Anthropic can read. It is left out."""
 
 
 class CountRequest(RequestModel):
@@ -169,6 +169,7 @@ def _turns(message: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
     if not isinstance(content, list):
         raise BadRequest(f"{where}.content must be text or a list of blocks", f"{where}.content")
     texts: list[str] = []
+    thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
     has_results = False
     ran: dict[Any, Mapping[str, Any]] = {}
@@ -191,10 +192,15 @@ def _turns(message: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
             name = called_name(str(call.get("server_name")), str(call.get("name")))
             result = text_of(block.get("content"), f"{place}.content", may_be_empty=True)
             yield from server_step(block.get("tool_use_id"), name, call.get("input"), result)
-        elif kind not in DROPPED_BLOCKS:
+        elif kind == "thinking" and role == "assistant":
+            thoughts.append(str(block.get("thinking") or ""))
+        elif kind not in ("thinking", REDACTED):
             texts.append(text_of([block], f"{where}.content"))
     if texts or calls or not has_results:
-        yield {"role": role, "content": "\n\n".join(texts)} | ({"tool_calls": calls} if calls else {})
+        turn: dict[str, Any] = {"role": role, "content": "\n\n".join(texts)}
+        if thoughts:
+            turn["reasoning_content"] = "\n\n".join(thoughts)
+        yield turn | ({"tool_calls": calls} if calls else {})
 
 
 def _tool_result(block: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -20,7 +20,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
-from . import about, admin, anthropic, ollama, openai_chat, openai_completions, openai_responses, pages
+from . import (
+    about,
+    admin,
+    anthropic,
+    llamacpp,
+    ollama,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+    pages,
+)
 from .auth import Authenticator, all_routes, refuse_unscoped
 from .errors import ApiError, Forbidden, NotFound
 from .ledger import Ledger, Unmetered
@@ -41,6 +51,7 @@ _APIS: tuple[Any, ...] = (
     openai_responses,
     anthropic,
     ollama,
+    llamacpp,
     about,
     admin,
     pages,

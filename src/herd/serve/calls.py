@@ -57,8 +57,11 @@ class TextCall:
 
 def checked_sampling(defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> Sampling:
     """Return a model's settings with those of a request that are not None. Raises `BadRequest` for a wrong
-    one."""
-    given = {name: value for name, value in changes.items() if value is not None}
+    one.
+
+    ``ignore_eos`` is left out: only the model knows the tokens that it means.
+    """
+    given = {name: value for name, value in changes.items() if value is not None and name != "ignore_eos"}
     try:
         return Sampling(**{"max_tokens": None, **defaults, **given})
     except EngineError as error:

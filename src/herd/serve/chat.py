@@ -7,8 +7,10 @@ events.
 
 from __future__ import annotations
 
+import math
 import warnings as python_warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +41,7 @@ class ServedModel(Servable["ReadyPrompt"]):
     """A model with its engine in this process, and the settings of its checkpoint.
 
     ``sampling`` has the checkpoint's defaults by the names of `Sampling`. ``adapter`` is the one that a
-    request has chosen ("": none).
+    request has chosen ("": none). ``parallel`` is the number of answers that are generated at once.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ServedModel(Servable["ReadyPrompt"]):
     fingerprint: str = "herd"
     adapters: frozenset[str] = frozenset()
     adapter: str = ""
+    parallel: int = 1
 
     def with_adapter(self, name: str) -> ServedModel:
         return replace(self, adapter=name)
@@ -76,7 +79,13 @@ class ServedModel(Servable["ReadyPrompt"]):
         return chat
 
     def sampling_of(self, changes: Mapping[str, Any]) -> Sampling:
-        """Return the checkpoint's settings with those of a request that are not None."""
+        """Return the checkpoint's settings with those of a request that are not None.
+
+        ``ignore_eos`` forbids all tokens that end an answer.
+        """
+        if changes.get("ignore_eos"):
+            forbidden = dict.fromkeys(sorted(self.tokenizer.stop_ids), -math.inf)
+            changes = {**changes, "logit_bias": {**(changes.get("logit_bias") or {}), **forbidden}}
         return checked_sampling(self.sampling, changes)
 
     async def prepare_chat(self, call: ChatCall) -> ReadyPrompt:
@@ -88,6 +97,10 @@ class ServedModel(Servable["ReadyPrompt"]):
     async def encode_chat(self, call: ChatCall) -> list[int]:
         prompt = await run_in_threadpool(lambda: prepare_chat(self, call, any_length=True))
         return prompt.ids
+
+    async def chat_text(self, call: ChatCall, *, generation_prompt: bool) -> str:
+        """Return a dialog as text, without the token that begins every text."""
+        return await run_in_threadpool(chat_text, self, call, generation_prompt)
 
     async def encode(self, text: str, *, bos: bool, special: bool) -> list[int]:
         return await run_in_threadpool(lambda: self.tokenizer.encode(text, bos=bos, special=special))
@@ -157,12 +170,10 @@ def prepare_chat(served: ServedModel, call: ChatCall, *, any_length: bool = Fals
     """
     chat, tokenizer = served.chat, served.tokenizer
     tools = () if call.tool_choice.mode == "none" else tuple(call.tools)
-    with python_warnings.catch_warnings(record=True) as noted:
-        python_warnings.simplefilter("always")
+    with _noting(call.warnings):
         dialog = shape_dialog(call.messages, tools, chat, call.warnings)
         form = _form(call, tools, dialog.call_format, tokenizer)
         rendered = chat.render(dialog.messages, tools=dialog.tools, generation_prompt=True)
-    call.warnings += [f"messages={note.message}" for note in noted]
     ids = rendered.ids + (tokenizer.encode(call.prefill) if call.prefill else [])
     if not any_length:
         check_length(ids, served.context)
@@ -182,6 +193,24 @@ def prepare_chat(served: ServedModel, call: ChatCall, *, any_length: bool = Fals
     return ReadyPrompt(
         ids, sampling, call.n, form, make_parser, offered, adapter=served.adapter, cache_salt=call.cache_salt
     )
+
+
+def chat_text(served: ServedModel, call: ChatCall, generation_prompt: bool) -> str:
+    """Return a dialog as the chat format writes it, without the token that begins every text."""
+    with _noting(call.warnings):
+        dialog = shape_dialog(call.messages, call.tools, served.chat, call.warnings)
+        ids = served.chat.render(dialog.messages, tools=dialog.tools, generation_prompt=generation_prompt).ids
+    start = served.tokenizer.start_ids
+    return served.tokenizer.decode(ids[len(start) :] if ids[: len(start)] == start else ids)
+
+
+@contextmanager
+def _noting(warnings: list[str]) -> Iterator[None]:
+    """Add what Python's warnings say meanwhile to those of a request."""
+    with python_warnings.catch_warnings(record=True) as noted:
+        python_warnings.simplefilter("always")
+        yield
+    warnings += [f"messages={note.message}" for note in noted]
 
 
 def _form(call: ChatCall, tools: Sequence[OfferedTool], call_format: str, tokenizer: Tokenizer) -> AnswerForm:

@@ -65,6 +65,8 @@ def read_messages(messages: Sequence[Mapping[str, Any]], warnings: list[str]) ->
             shaped["tool_calls"] = _calls(calls, f"{where}.tool_calls")
         if role == "tool" and message.get("tool_call_id") is not None:
             shaped["tool_call_id"] = str(message["tool_call_id"])
+        if role == "assistant" and isinstance(thought := message.get("reasoning_content"), str) and thought:
+            shaped["reasoning_content"] = thought  # for templates that show it to the model again
         out.append(shaped)
     return _in_order_of_calls(out)
 

@@ -156,7 +156,13 @@ class _ChoiceReader:
     def _scored(self, logprobs: Iterable[TokenLogprob]) -> tuple[ScoredToken, ...]:
         raw = self._tokenizer.token_bytes
         return tuple(
-            ScoredToken(raw(each.id), each.logprob, tuple((raw(id_), nats) for id_, nats in each.top))
+            ScoredToken(
+                raw(each.id),
+                each.logprob,
+                tuple((raw(id_), nats) for id_, nats in each.top),
+                each.id,
+                tuple(id_ for id_, _ in each.top),
+            )
             for each in logprobs
         )
 

@@ -22,12 +22,14 @@ class ScoredToken:
     """The bytes of a token and its log-probability in nats.
 
     ``top`` has the most likely tokens in its place, best first. ``logprob`` None: the token is the first of a
-    text, which nothing predicts.
+    text, which nothing predicts. ``id`` and ``top_ids`` are known for models of this process.
     """
 
     raw: bytes
     logprob: float | None
     top: tuple[tuple[bytes, float], ...] = ()
+    id: int | None = None
+    top_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

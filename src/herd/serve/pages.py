@@ -56,6 +56,8 @@ class PageFile:
 @router.get("/", dependencies=[Depends(public)], include_in_schema=False)
 async def index(request: Request) -> Response:
     """Return the page. Browsers ask for it every time, and keep the rest."""
+    if not request.app.state.settings.has_page:
+        raise NotFound("this server has no chat page")
     _, files = page_files()
     return _response(request, files["index.html"], "no-cache")
 

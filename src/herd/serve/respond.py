@@ -66,8 +66,8 @@ class AnswerWriter(ABC):
         """Return the event that tells of an error in a stream."""
 
     @abstractmethod
-    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
-        """Return the body of a response that is not streamed."""
+    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> Any:
+        """Return the body of a response that is not streamed, as JSON has it."""
 
 
 async def respond(

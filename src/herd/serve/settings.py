@@ -11,12 +11,13 @@ class ServeSettings:
 
     ``host`` is the address it listens on. ``allowed_hosts`` are names, besides IP addresses and localhost,
     that a Host header may have (this defeats DNS rebinding). "*" allows every name. ``strict`` refuses fields
-    that the API does not have, instead of warning.
+    that the API does not have, instead of warning. ``has_page``: it serves the chat page.
     """
 
     host: str = "127.0.0.1"
     allowed_hosts: tuple[str, ...] = ()
     strict: bool = False
+    has_page: bool = True
     ping_seconds: float = 10.0
     body_bytes: int = 16 << 20
     body_seconds: float = 60.0

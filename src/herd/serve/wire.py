@@ -49,6 +49,7 @@ class SamplingFields(RequestModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0)
     logit_bias: dict[str, float] | None = None
+    ignore_eos: bool | None = None
     user: str | None = None
     cache_salt: str | None = Field(None, max_length=256)
 
@@ -78,6 +79,7 @@ class SamplingFields(RequestModel):
             "presence_penalty",
             "frequency_penalty",
             "repetition_penalty",
+            "ignore_eos",
         ]
         out: dict[str, Any] = {name: getattr(self, name) for name in names}
         out["top_k"] = 0 if self.top_k == -1 else self.top_k

@@ -1,0 +1,354 @@
+"""llama.cpp's own API beside OpenAI's: ``/completion``, ``/apply-template``, ``/props`` and ``/slots``.
+
+Clients of this API write the chat template themselves, or let ``/apply-template`` write it, and send the text
+as a prompt. So texts that spell special tokens become these tokens here, and only here. Only models of this
+process have this API.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import Field, field_validator
+from starlette.responses import JSONResponse, Response
+
+from .. import __version__
+from ..engine.constraint import MAX_TEXT
+from ..engine.request import Sampling
+from ..text.tokenizer import Tokenizer
+from .answer import LiveAnswer
+from .auth import Principal, require
+from .calls import ChatCall, TextCall
+from .chat import ServedModel
+from .dialog import read_messages
+from .errors import ApiError
+from .events import AnswerEnd, AnswerEvent, AnswerText, Choice, ScoredToken
+from .forms import enforceable_schema, grammar_constraint
+from .models import use_model
+from .openai_completions import MAX_PROMPTS
+from .problems import BadRequest, openai_error
+from .respond import AnswerWriter, respond, sse_data, warning_header
+from .tools import offered_tools, read_tools
+from .wire import RequestModel, check_stop_strings, documented, read_request
+
+router = APIRouter()
+PROMPT_STRING = "prompt_string"
+
+
+class LlamaCppRequest(RequestModel):
+    """The honoured fields of a request to ``/completion`` (`fields.yaml` has the others)."""
+
+    model: str | None = None
+    prompt: str | dict[str, Any] | list[Any]
+    n_predict: int | None = Field(None, ge=-1)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = Field(None, ge=-1)
+    stop: list[str] | None = None
+    stream: bool | None = None
+    repeat_penalty: float | None = Field(None, gt=0)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: list[Any] | dict[str, Any] | None = None
+    ignore_eos: bool | None = None
+    n_probs: int | None = Field(None, ge=0, le=100)
+    return_tokens: bool | None = None
+    json_schema: dict[str, Any] | None = None
+    grammar: str | None = Field(None, max_length=MAX_TEXT)
+    response_fields: list[str] | None = Field(None, max_length=64)
+    cache_salt: str | None = Field(None, max_length=256)
+
+    _stop = field_validator("stop")(check_stop_strings)
+
+
+class TemplateRequest(RequestModel):
+    """A dialog to write as the text of a prompt."""
+
+    model: str | None = None
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    tools: list[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+
+
+@router.post("/completion", **documented(LlamaCppRequest))
+async def completion(
+    request: Request, principal: Annotated[Principal, Depends(require("completions"))]
+) -> Response:
+    """Continue one or more prompts."""
+    asked, warnings = await read_request(request, "llamacpp", LlamaCppRequest)
+    limit = request.app.state.settings.max_stop
+    if len(asked.stop or ()) > limit:
+        raise BadRequest(f"stop has {len(asked.stop or ())} strings, the limit is {limit}", "stop")
+    served = _own_model(await use_model(request, principal, asked.model))
+    calls = await run_in_threadpool(_text_calls, asked, served, warnings)
+    prompts = [await served.prepare_text(call) for call in calls]
+    writer = LlamaCppWriter(served, asked)
+    return await respond(
+        request, principal, served, prompts, writer, stream=bool(asked.stream), warnings=warnings
+    )
+
+
+@router.post("/apply-template", **documented(TemplateRequest))
+async def apply_template(
+    request: Request, principal: Annotated[Principal, Depends(require("tokenize"))]
+) -> Response:
+    """Return a dialog as the text of a prompt, without the token that ``/completion`` puts before it."""
+    asked, warnings = await read_request(request, "apply_template", TemplateRequest)
+    served = _own_model(await use_model(request, principal, asked.model))
+    tools = read_tools(asked.tools, warnings, offered_tools(request, principal))
+    call = ChatCall(read_messages(asked.messages, warnings), tools=tools, warnings=warnings)
+    text = await served.chat_text(call, generation_prompt=asked.add_generation_prompt is not False)
+    return JSONResponse({"prompt": text}, headers=warning_header(warnings))
+
+
+@router.get("/props")
+async def props(
+    request: Request, principal: Annotated[Principal, Depends(require("models"))]
+) -> dict[str, Any]:
+    """Return the properties of the model: its context, its settings and its chat template."""
+    served = _own_model(await use_model(request, principal, request.query_params.get("model")))
+    tokenizer = served.tokenizer
+    return {
+        "default_generation_settings": {
+            "n_ctx": served.context,
+            "params": generation_settings(served.sampling_of({})),
+        },
+        "total_slots": served.parallel,
+        "model_alias": served.name,
+        "model_path": served.facts.get("file", served.name),
+        "modalities": {"vision": False, "audio": False},
+        "chat_template": tokenizer.chat_template or "",
+        "bos_token": tokenizer.token_names.get("bos_token", ""),
+        "eos_token": tokenizer.token_names.get("eos_token", ""),
+        "build_info": f"herd-{__version__}",
+    }
+
+
+@router.get("/slots")
+async def slots(
+    request: Request, principal: Annotated[Principal, Depends(require("metrics"))]
+) -> list[dict[str, Any]]:
+    """Return one entry for each answer that can be generated at once: whether one is."""
+    served = _own_model(await use_model(request, principal, request.query_params.get("model")))
+    active = served.stats().active
+    return [
+        {"id": number, "n_ctx": served.context, "is_processing": number < active}
+        for number in range(served.parallel)
+    ]
+
+
+def generation_settings(sampling: Sampling) -> dict[str, Any]:
+    """Return the settings of an answer by llama.cpp's names. A bias of null forbids its token."""
+    return {
+        "n_predict": sampling.max_tokens or -1,
+        "seed": -1 if sampling.seed is None else sampling.seed,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        "repeat_penalty": sampling.repetition_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "stop": list(sampling.stop),
+        "n_probs": sampling.logprobs or 0,
+        "logit_bias": [
+            {"token": id_, "bias": bias if math.isfinite(bias) else None}
+            for id_, bias in sampling.logit_bias.items()
+        ],
+    }
+
+
+def _own_model(served: Any) -> ServedModel:
+    if not isinstance(served, ServedModel):
+        raise BadRequest(f"{served.name} runs on another server: use /v1/completions", "model", status=501)
+    return served
+
+
+def _text_calls(asked: LlamaCppRequest, served: ServedModel, warnings: list[str]) -> list[TextCall]:
+    tokenizer = served.tokenizer
+    prompts = [_encoded(tokenizer, parts) for parts in _prompts(asked.prompt)]
+    if not 0 < len(prompts) <= MAX_PROMPTS:
+        raise BadRequest(f"prompt has {len(prompts)} texts: send 1 to {MAX_PROMPTS}", "prompt")
+    if asked.n_predict == 0:
+        raise BadRequest(
+            "n_predict=0 asks for no token: send at least 1, or -1 for all that fit", "n_predict"
+        )
+    wants_ids = asked.stream or asked.return_tokens
+    sampling: dict[str, Any] = {
+        name: getattr(asked, name)
+        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "ignore_eos")
+    }
+    sampling |= {
+        "max_tokens": served.context if asked.n_predict == -1 else asked.n_predict,
+        "top_k": 0 if asked.top_k == -1 else asked.top_k,
+        "seed": None if asked.seed == -1 else asked.seed,
+        "stop": tuple(asked.stop or ()),
+        "repetition_penalty": asked.repeat_penalty,
+        "logit_bias": _biases(asked.logit_bias, tokenizer),
+        "logprobs": asked.n_probs or (0 if wants_ids else None),
+    }
+    schema, grammar = None, None
+    if asked.json_schema is not None:
+        schema = enforceable_schema(asked.json_schema, True, "json_schema", warnings)
+    if asked.grammar:
+        if schema is not None:
+            raise BadRequest("grammar excludes json_schema: leave one out", "grammar")
+        grammar = grammar_constraint(asked.grammar)
+    return [TextCall(ids, sampling, 1, schema, grammar, cache_salt=asked.cache_salt or "") for ids in prompts]
+
+
+def _prompts(given: Any) -> list[Any]:
+    """Return the prompts of a request, each as a list of texts and token ids.
+
+    A list with a token id is one prompt, and a list of anything else has several.
+    """
+    is_one = isinstance(given, str | Mapping) or any(type(each) is int for each in given)
+    return [_parts(each) for each in ([given] if is_one else given)]
+
+
+def _parts(prompt: Any) -> list[str | int]:
+    if isinstance(prompt, Mapping):
+        if set(prompt) != {PROMPT_STRING}:
+            raise BadRequest(
+                f"prompt: an object has {PROMPT_STRING} only; the model reads text only", "prompt"
+            )
+        prompt = prompt[PROMPT_STRING]
+    parts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(parts, list) or not all(type(each) in (str, int) for each in parts):
+        raise BadRequest("prompt must be a text, a list of texts and token ids, or a list of such", "prompt")
+    return parts
+
+
+def _encoded(tokenizer: Tokenizer, parts: Sequence[str | int]) -> list[int]:
+    ids: list[int] = []
+    for number, part in enumerate(parts):
+        ids += [part] if isinstance(part, int) else tokenizer.encode(part, bos=number == 0, special=True)
+    return ids
+
+
+def _biases(given: Any, tokenizer: Tokenizer) -> dict[int, float] | None:
+    """Return biases by token id. A text means all of its tokens, and the bias false forbids a token."""
+    if given is None:
+        return None
+    biases: dict[int, float] = {}
+    for pair in given.items() if isinstance(given, Mapping) else given:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise BadRequest("logit_bias must be a list of [token, bias]", "logit_bias")
+        token, bias = pair
+        if isinstance(token, str):
+            is_id = isinstance(given, Mapping) and token.isascii() and token.isdecimal() and len(token) < 10
+            ids = [int(token)] if is_id else tokenizer.encode(token)
+        else:
+            ids = [token]
+        biases |= dict.fromkeys(ids, -math.inf if bias is False else bias)
+    return biases
+
+
+class LlamaCppWriter(AnswerWriter):
+    """Writes an answer as llama.cpp's completion, or as its chunks."""
+
+    def __init__(self, served: ServedModel, asked: LlamaCppRequest) -> None:
+        self._served, self._asked = served, asked
+        self._choices: dict[int, Choice] = {}
+
+    def begin(self, answer: LiveAnswer) -> bytes:
+        """Return nothing: the first chunk has text."""
+        self._answer = answer
+        return b""
+
+    def event(self, event: AnswerEvent) -> bytes:
+        """Return the chunk of a piece of text. The chunks of ends come last, with the times."""
+        self._choices.setdefault(event.index, Choice(event.index)).add(event)
+        if isinstance(event, AnswerEnd) or not isinstance(event, AnswerText):
+            return b""
+        chunk = {
+            "index": event.index,
+            "content": event.text,
+            "tokens": [score.id for score in event.logprobs],
+            "stop": False,
+            "tokens_predicted": self._answer.tokens.get(event.index, 0),
+            "tokens_evaluated": self._answer.prompts[event.index].n_tokens,
+        }
+        return sse_data(chunk | self._probabilities(event.logprobs))
+
+    def end(self, answer: LiveAnswer) -> bytes:
+        """Return the last chunk of each choice."""
+        return b"".join(
+            sse_data(self._whole(choice, answer, is_chunk=True)) for choice in self._choices.values()
+        )
+
+    def error(self, error: ApiError) -> bytes:
+        """Return an error as OpenAI's clients, and llama.cpp's, read it from a stream."""
+        return sse_data(openai_error(error))
+
+    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> Any:
+        """Return a completion, or a list of them for several prompts."""
+        bodies = [self._whole(choice, answer) for choice in choices]
+        return bodies if isinstance(self._asked.prompt, list) and len(bodies) > 1 else bodies[0]
+
+    def _whole(self, choice: Choice, answer: LiveAnswer, *, is_chunk: bool = False) -> dict[str, Any]:
+        prompt: Any = answer.prompts[choice.index]
+        predicted = answer.tokens.get(choice.index, 0)
+        wants_ids = self._asked.return_tokens and not is_chunk
+        body = {
+            "index": choice.index,
+            "content": "" if is_chunk else choice.text,
+            "tokens": [score.id for score in choice.logprobs] if wants_ids else [],
+            "stop": True,
+            "model": self._served.name,
+            "tokens_predicted": predicted,
+            "tokens_evaluated": prompt.n_tokens,
+            "tokens_cached": answer.usage.cached_tokens,
+            "generation_settings": generation_settings(prompt.sampling),
+            "prompt": self._served.tokenizer.decode(prompt.ids),
+            "has_new_line": "\n" in choice.text,
+            "truncated": choice.reason == "length" and prompt.n_tokens + predicted >= self._served.context,
+            "stop_type": "limit" if choice.reason == "length" else "word" if choice.stop_string else "eos",
+            "stopping_word": choice.stop_string or "",
+            "timings": answer.usage.timings,
+        }
+        if not is_chunk:
+            body |= self._probabilities(choice.logprobs)
+        if answer.warnings:
+            body["herd"] = {"warnings": answer.warnings}
+        return _selected(body, self._asked.response_fields or ())
+
+    def _probabilities(self, scores: Sequence[ScoredToken]) -> dict[str, Any]:
+        if not self._asked.n_probs:
+            return {}
+
+        def token(id_: int | None, raw: bytes, nats: float | None) -> dict[str, Any]:
+            text = raw.decode("utf-8", "replace")
+            return {"id": id_, "token": text, "bytes": list(raw), "logprob": max(nats or 0.0, -9999.0)}
+
+        return {
+            "completion_probabilities": [
+                token(score.id, score.raw, score.logprob)
+                | {
+                    "top_logprobs": [
+                        token(i, *pair) for i, pair in zip(score.top_ids, score.top, strict=True)
+                    ]
+                }
+                for score in scores
+            ]
+        }
+
+
+def _selected(body: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a body that are named, e.g. ``generation_settings/seed``. No name: all of them."""
+    if not names:
+        return body
+    out = {}
+    for name in names:
+        value: Any = body
+        for key in name.split("/"):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None:
+            out[name] = value
+    return out
