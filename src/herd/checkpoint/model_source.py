@@ -95,7 +95,7 @@ class ModelSource:
     def sampling_defaults(self) -> dict[str, float | int]:
         """The catalogue's settings of answers, or else the model's own, by the names of `engine.Sampling`."""
         if self._entry is not None and self._entry.sampling:
-            return dict(self._entry.sampling)
+            return {str(name): value for name, value in self._entry.sampling.items()}
         if self.file is not None and (own := gguf_generation_defaults(self._gguf.metadata, self.file)):
             return own
         return generation_defaults(self.path)
