@@ -80,11 +80,11 @@ def tool_dialogs(
     return filter(names_tools, dialogs)
 
 
-def tool_rows(seed: int, count: int) -> list[str]:
-    """Return lines ``{"messages", "tools"}`` of `tool_dialogs`."""
+def tool_rows(dialogs: Iterator[Dialog], count: int) -> list[str]:
+    """Return lines ``{"messages", "tools"}`` of the first ``count`` dialogs."""
     return [
         json.dumps({"messages": openai_messages(dialog.messages), "tools": schemas(dialog)}) + "\n"
-        for dialog in islice(tool_dialogs(seed), count)
+        for dialog in islice(dialogs, count)
     ]
 
 
@@ -93,7 +93,7 @@ def tools_row(args: argparse.Namespace) -> None:
     data = work / "dialogs.jsonl"
     if not data.exists():
         work.mkdir(parents=True, exist_ok=True)
-        write_atomically(data, "".join(tool_rows(0, N_DIALOGS)))
+        write_atomically(data, "".join(tool_rows(tool_dialogs(0), N_DIALOGS)))
     options = TuneOptions(
         model=str(FILE), data=(str(data),), out=str(work / "run"),
         tokens=1000 * args.limit if args.limit else TOOL_TOKENS,
@@ -195,7 +195,7 @@ def merge_row(args: argparse.Namespace) -> None:
     train, held = work / "train.jsonl", work / "held.jsonl"
     if not held.exists():
         work.mkdir(parents=True, exist_ok=True)
-        made = tool_rows(1, 160)
+        made = tool_rows(tool_dialogs(1), 160)
         write_atomically(train, "".join(made[10:]))
         write_atomically(held, "".join(made[:10]))
     steps = args.limit or MERGE_STEPS

@@ -37,7 +37,7 @@ from herd.llama.model import LlamaLM
 from herd.report.receipt import Value
 from herd.text import Rendered
 from oasst import pairs
-from tune import tool_rows
+from tune import tool_dialogs, tool_rows
 
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 RANK, SCALE, SEED = 16, 2.0, 0
@@ -189,7 +189,7 @@ def kill_row(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="herd-kill-") as name:
         folder = Path(name)
         data, other = folder / "dialogs.jsonl", folder / "other.txt"
-        data.write_text("".join(tool_rows(3, 40)))
+        data.write_text("".join(tool_rows(tool_dialogs(3), 40)))
         other.write_text("The cat is red and the dog is blue. " * 20)
         began = time.monotonic()
         _start(folder, "whole").wait()

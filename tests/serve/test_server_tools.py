@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 
 import anthropic
@@ -15,6 +16,8 @@ import pytest
 import sqlalchemy as sql
 
 from conftest import CONTEXT, ScriptedGeneration, ScriptedLoop, running, wait_until
+from herd.data.dialogs import make_dialogs
+from herd.data.tool_dialogs import openai_messages, schemas
 from herd.errors import ConfigError
 from herd.serve.chat import ServedModel
 from herd.serve.keys import KeyPolicy, TokenBudget, create_key
@@ -110,6 +113,28 @@ def test_a_chat_shows_the_step_and_the_answer(tokenizer, tools):
         assert (
             whole["usage"]["completion_tokens"] == sum(each["completion_tokens"] for each in steps) == 3 + 3
         )
+
+
+@pytest.mark.parametrize("chatml", [False, True])
+def test_the_interpreter_reads_in_service_as_in_training(tokenizer, tools, chatml):
+    """A model that was tuned on generated dialogs gets prompts of the same tokens."""
+    if chatml:
+        tokenizer = tokenizer.with_settings(
+            chat_template="{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+            tool_template=files("herd.text").joinpath("chatml_tools.jinja").read_text(encoding="utf-8"),
+        )
+    dialogs = make_dialogs(100, 0, languages=["en"], tool_call_formats=["builtin"], tasks=["dates"])
+    dialog = next(each for each in dialogs if each.messages[0]["content"] == "Environment: ipython")
+    user, calling, *_ = messages = openai_messages(dialog.messages)
+    written = json.dumps(calling["tool_calls"][0])
+    written = f"<tool_call>{written}</tool_call>" if chatml else written.replace("arguments", "parameters")
+    with asked(tokenizer, tools, [written], [messages[-1]["content"]]) as (http, loop):
+        answer = chat(http, messages=[user], tools=[{"type": "herd", "name": "python"}])
+    assert answer["choices"][0]["message"]["content"] == messages[-1]["content"]
+    for request, part in zip(loop.requests, (messages[:1], messages[:3]), strict=True):
+        rendered = tokenizer.require_chat().render(part, tools=schemas(dialog), generation_prompt=True)
+        assert tokenizer.decode(request.prompt_ids) == tokenizer.decode(rendered.ids)
+        assert list(request.prompt_ids) == list(rendered.ids)
 
 
 def test_a_stream_shows_the_same(tokenizer, tools):

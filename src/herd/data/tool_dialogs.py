@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..tools import CUSTOM_TOOLS
+from ..text.messages import CODE_INTERPRETER
+from ..tools import TOOLS
 from .dialogs import Dialog, Message
 
 _NAMED = "Tools as JSON: "
+_INTERPRETER = "Environment: ipython"
 
 
 def names_tools(dialog: Dialog) -> bool:
-    """Return whether a dialog has a system message that names tools in the JSON format."""
-    return any(map(_names_tools, dialog.messages))
+    """Return whether a dialog has a system message that names tools, in the JSON or the builtin format."""
+    return any(map(_tools_named, dialog.messages))
 
 
 def openai_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -26,15 +28,19 @@ def openai_messages(messages: Sequence[Mapping[str, Any]]) -> list[Message]:
     return [
         {**message, "role": "tool"} if message["role"] == "ipython" else dict(message)
         for message in messages
-        if not _names_tools(message)
+        if not _tools_named(message)
     ]
 
 
 def schemas(dialog: Dialog) -> list[dict[str, Any]]:
     """Return the schemas of the tools that a dialog names."""
-    named = next(message["content"] for message in dialog.messages if _names_tools(message))
-    return [CUSTOM_TOOLS[name].schema for name in named.removeprefix(_NAMED).split(", ")]
+    return [TOOLS[name].schema for message in dialog.messages for name in _tools_named(message)]
 
 
-def _names_tools(message: Mapping[str, Any]) -> bool:
-    return message["role"] == "system" and message["content"].startswith(_NAMED)
+def _tools_named(message: Mapping[str, Any]) -> list[str]:
+    """Return the names of the tools in a system message. The builtin format always has the interpreter."""
+    content = message["content"] if message["role"] == "system" else ""
+    if content.startswith(_NAMED):
+        return content.removeprefix(_NAMED).split(", ")
+    first, _, listed = content.partition("\nTools: ")
+    return [CODE_INTERPRETER, *filter(None, listed.split(", "))] if first == _INTERPRETER else []
