@@ -1,11 +1,13 @@
 """Let real agents work through `herd serve`: two turns each, with tools, and an exact bill.
 
-    python bench/serve_agents.py [--agents codex langchain …] [--commit]
+    python bench/serve_agents.py [--agents codex langchain …] [--gateway] [--commit]
 
 The server has a real engine, cache and scheduler. Its model is random with two layers, and each answer is forced,
 token by token, to a script: call tools in the first turn, say DONE when the results are there. Each agent gets a key
 of its own that may use its API only. The agents are installed from npm and PyPI on the first run; they talk to
 this machine alone. Needs node and npm, and Meta's tokenizer in HERD_TEST_DATA.
+
+``--gateway``: the agents ask `herd serve --upstream` before that server, and the gateway has the keys and the ledger.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,15 +34,12 @@ from herd.engine.request import Request
 from herd.llama import ModelConfig
 from herd.llama.model import LlamaLM
 from herd.report.receipt import Value
-from herd.serve.app import create_app
 from herd.serve.chat import ServedModel
 from herd.serve.keys import KeyPolicy, create_key
-from herd.serve.run import HerdServer
-from herd.serve.server_tools import ServerTools
-from herd.serve.settings import ServeSettings
 from herd.serve.store import Store
 from herd.serve.usage import read_usage
 from herd.text import Tokenizer
+from servers import gateway, serving
 
 FOLDER = WORK / "agents"
 NPM = {
@@ -248,25 +247,29 @@ AGENTS = {
 def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--agents", nargs="+", choices=AGENTS, default=list(AGENTS))
+    parser.add_argument("--gateway", action="store_true", help="ask through herd serve --upstream")
     args = parser.parse_args()
     install_npm({name: NPM[name] for name in args.agents if name in NPM})
     install_python("venv", [package for name in args.agents for package in PYPI.get(name, ())])
-    what = "Coding agents through herd serve: a random model forced to a script, two turns, a key each"
-    sys.exit(
-        0
-        if visit_all({name: AGENTS[name] for name in args.agents}, "serve-agents", what, commit=args.commit)
-        else 1
+    option, receipt = (" --upstream", "serve-gateway-agents") if args.gateway else ("", "serve-agents")
+    what = (
+        f"Coding agents through herd serve{option}: a random model forced to a script, two turns, a key each"
     )
+    agents = {name: AGENTS[name] for name in args.agents}
+    good = visit_all(agents, receipt, what, through_gateway=args.gateway, commit=args.commit)
+    sys.exit(0 if good else 1)
 
 
-def visit_all(agents: Mapping[str, Agent], receipt: str, what: str, **more: Any) -> bool:
+def visit_all(
+    agents: Mapping[str, Agent], receipt: str, what: str, *, through_gateway: bool = False, **more: Any
+) -> bool:
     """Run agents, write a receipt, and return whether all finished."""
     torch.set_num_threads(2)
     tokenizer = Tokenizer.from_file(DATA / "llama3_tokenizer" / "tokenizer.model")
     values: dict[str, Value | tuple[Any, str]] = {}
     finished = []
     for name, agent in agents.items():
-        found = visit(name, agent, tokenizer)
+        found = visit(name, agent, tokenizer, through_gateway=through_gateway)
         good = found.pop("finished")
         finished.append(good)
         values |= {f"{name}: {key}": value for key, value in found.items()}
@@ -277,8 +280,8 @@ def visit_all(agents: Mapping[str, Agent], receipt: str, what: str, **more: Any)
     return all(finished)
 
 
-def visit(name: str, agent: Agent, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Run one agent against a new server, and return what came of it."""
+def visit(name: str, agent: Agent, tokenizer: Tokenizer, *, through_gateway: bool) -> dict[str, Any]:
+    """Run one agent against a new server, or a gateway before it, and return what came of it."""
     loop = ScriptedLoop(tokenizer)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -286,7 +289,11 @@ def visit(name: str, agent: Agent, tokenizer: Tokenizer) -> dict[str, Any]:
         store = Store(folder / "serve.db")
         policy = KeyPolicy(scopes=frozenset({agent.scope, "models", "tokenize"}))
         key, token = create_key(store, name, policy, actor="bench")
-        with serving(ServedModel("tiny", loop, tokenizer, CONTEXT, frozenset({"*"})), store) as url:
+        with ExitStack() as stack:
+            served = ServedModel("tiny", loop, tokenizer, CONTEXT, frozenset({"*"}))
+            url = stack.enter_context(serving(served, None if through_gateway else store))
+            if through_gateway:
+                url = stack.enter_context(gateway(f"{folder}/serve.db", url))
             command, environment = agent.start(url, token, folder)
             output, status = run(command, environment, folder)
         rows = [row for row in read_usage(store) if row.key_id == key.id]
@@ -323,31 +330,6 @@ def visit(name: str, agent: Agent, tokenizer: Tokenizer) -> dict[str, Any]:
         "tokens of the first prompt": (longest[0].prompt_tokens if longest else 0, "tokens"),
         "of it computed again in the second turn": reuse,
     }
-
-
-class serving:
-    """A context in which a server runs in a thread; entering it gives the address."""
-
-    def __init__(self, served: ServedModel, store: Store | None, tools: ServerTools | None = None) -> None:
-        settings = ServeSettings(drain_seconds=2)
-        self._ready, self._port = threading.Event(), 0
-        self._loop = served.loop
-        self._server = HerdServer(create_app(served, store, settings, tools), settings, 0, self._on_port)
-        self._thread = threading.Thread(target=self._server.run)
-
-    def _on_port(self, port: int) -> None:
-        self._port = port
-        self._ready.set()
-
-    def __enter__(self) -> str:
-        self._thread.start()
-        assert self._ready.wait(30)
-        return f"http://127.0.0.1:{self._port}"
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-        self._loop.close()
 
 
 def run(command: list[str], environment: dict[str, str], folder: Path) -> tuple[str, int]:

@@ -43,7 +43,7 @@ from herd.text.messages import CODE_INTERPRETER
 from herd.tune.options import TuneOptions
 from herd.tune.run import open_run, tune
 from page import CHROMIUM
-from serve_agents import serving
+from servers import serving
 from tune import REPLAY, TOOL_LR, kept, printed, tool_dialogs, tool_rows
 
 FOLDER = WORK / "interpreter"

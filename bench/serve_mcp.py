@@ -43,8 +43,9 @@ from herd.serve.tools import PYTHON
 from herd.text import Tokenizer
 from herd.text.messages import CODE_INTERPRETER
 from herd.tools.mcp_servers import McpServers, ServerEntry
-from serve_agents import CONTEXT, ScriptedLoop, calls_text, serving
+from serve_agents import CONTEXT, ScriptedLoop, calls_text
 from serve_llamacpp_tests import fetch
+from servers import serving
 
 FOLDER = WORK / "mcp-conformance"
 PACKAGES = ("@modelcontextprotocol/conformance@0.1.16", "bun@1.4.5")

@@ -5,6 +5,10 @@
 The source package is fetched from PyPI, with what its tests import, into ~/.cache/herd/bench. The server has a tiny
 random model under any name. Every test must pass, except the ones listed in `ALLOWED`. Those must fail with the words
 given there: a request for something that Herd refuses must be refused by name.
+
+``--gateway``: the same tests ask `herd serve --upstream` with keys before that server, which has keys too. The key in the
+tests' conftest.py is replaced by a real one. Every answer that the gateway has billed must have been billed by the
+server behind it, with the same tokens.
 """
 
 from __future__ import annotations
@@ -14,16 +18,20 @@ import re
 import subprocess
 import sys
 import tarfile
-import threading
+import tempfile
+import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common import WORK, bench_parser, save_receipt
 from herd.report import Value
+from herd.serve.store import Store
+from servers import gateway, ledger_rows, new_key, serving
 
 PACKAGES = ("respx", "dirty-equals", "inline-snapshot", "time-machine", "nest-asyncio", "httpx-aiohttp",
             "executing", "asttokens", "pytest-asyncio", "aiohttp", "http-snapshot")  # fmt: skip
@@ -106,59 +114,88 @@ ALLOWED = (
 def main() -> None:
     """Run every suite and write a receipt."""
     parser = bench_parser(__doc__)
+    parser.add_argument("--gateway", action="store_true", help="ask through herd serve --upstream")
     args = parser.parse_args()
-    outcomes: Counter[str] = Counter()
+    with servers(args.gateway) as (url, key, bills):
+        failures = {test: failure for suite in SUITES for test, failure in run_suite(suite, url, key).items()}
+        values = bills()
     reasons: Counter[str] = Counter()
     surprises: list[str] = []
-    with tiny_server() as url:
-        for suite in SUITES:
-            for test, failure in run_suite(suite, url).items():
-                allowed = next((a for a in ALLOWED if re.search(a.tests, test)), None)
-                if failure is None:
-                    outcomes["passed"] += 1
-                elif allowed is not None and allowed.words in failure:
-                    outcomes["listed"] += 1
-                    reasons[allowed.reason] += 1
-                else:
-                    surprises.append(f"{test}: {failure.strip().splitlines()[-1][:200]}")
+    for test, failure in failures.items():
+        if failure is None:
+            continue
+        allowed = next((a for a in ALLOWED if re.search(a.tests, test)), None)
+        if allowed is not None and allowed.words in failure:
+            reasons[allowed.reason] += 1
+        else:
+            surprises.append(f"{test}: {failure.strip().splitlines()[-1][:200]}")
     for surprise in surprises:
         print(surprise)
     for reason, count in reasons.items():
         print(f"{count} listed: {reason}")
+    through = "`herd serve --upstream` before one" if args.gateway else "`herd serve`"
     save_receipt(
-        "serve-sdk",
+        "serve-gateway-sdk" if args.gateway else "serve-sdk",
         commit=args.commit,
-        what="The SDKs' own tests with strict validation, against `herd serve` with a tiny random model",
+        what=f"The SDKs' own tests with strict validation, against {through} with a tiny random model",
         values={
-            "passed": Value(outcomes["passed"], "tests"),
-            "listed": Value(outcomes["listed"], "tests refused as they must be"),
+            "passed": Value(sum(failure is None for failure in failures.values()), "tests"),
+            "listed": Value(reasons.total(), "tests refused as they must be"),
             "failed": Value(len(surprises), "tests", bar="= 0", passed=not surprises),
+            **values,
         },
         notes="; ".join(f"{count}: {reason}" for reason, count in reasons.items()),
     )
     sys.exit(bool(surprises))
 
 
-def run_suite(suite: SdkSuite, url: str) -> dict[str, str | None]:
+@contextmanager
+def servers(with_gateway: bool) -> Iterator[tuple[str, str, Callable[[], dict[str, Value]]]]:
+    """Serve a tiny random model under any name. Yield the address, a key, and a function that compares the bills."""
+    if not with_gateway:
+        with serving(tiny_model()) as url:
+            yield url, "any", dict
+        return
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        stores = [Store(Path(folder) / name) for name in ("serve.db", "behind.db")]
+        behind = stack.enter_context(serving(tiny_model(), stores[1]))
+        url = stack.enter_context(gateway(f"{folder}/serve.db", behind, key=new_key(stores[1], "gateway")))
+        yield url, new_key(stores[0], "sdk"), lambda: compare(*stores)
+        for store in stores:
+            store.close()
+
+
+def compare(store: Store, behind: Store) -> dict[str, Value]:
+    """Compare the bills of a gateway with those of the server behind it. A client that has left may have less."""
+    time.sleep(1)  # for the last requests to be settled
+    ours, theirs = (
+        Counter(
+            (row.prompt_tokens, row.completion_tokens)
+            for row in ledger_rows(each)
+            if row.status == "completed"
+        )
+        for each in (store, behind)
+    )
+    n_without, left = (ours - theirs).total(), sum(row.reserved_tokens for row in ledger_rows(store))
+    return {
+        "billed": Value(ours.total(), "answers"),
+        "tokens_billed": Value(sum(sum(tokens) * n for tokens, n in ours.items()), "tokens"),
+        "billed_otherwise_behind": Value(n_without, "answers", bar="= 0", passed=n_without == 0),
+        "still_reserved": Value(left, "tokens", bar="= 0", passed=left == 0),
+    }
+
+
+def run_suite(suite: SdkSuite, url: str, key: str) -> dict[str, str | None]:
     """Run a suite's tests and return each test's failure, or None for those that passed."""
     source, site = fetch(suite)
+    conftest = source / "tests" / "conftest.py"
+    conftest.write_text(re.sub(r"(?m)^api_key = .*$", f"api_key = {key!r}", conftest.read_text()))
     report = source / "herd-report.xml"
     paths = os.pathsep.join([str(source / "src"), str(site)])
     environment = os.environ | {"PYTHONPATH": paths, "TEST_API_BASE_URL": f"{url}{suite.path}"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-n",
-        "0",
-        "-o",
-        "junit_family=xunit1",
-        f"--junitxml={report}",
-    ]
-    subprocess.run(
-        [*command, *suite.files], cwd=source, env=environment, stdout=subprocess.DEVNULL, check=False
-    )
+    words = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-o", "junit_family=xunit1"]
+    words += [f"--junitxml={report}", *suite.files]
+    subprocess.run(words, cwd=source, env=environment, stdout=subprocess.DEVNULL, check=False)
     out: dict[str, str | None] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         problem = case.find("failure")
@@ -187,34 +224,19 @@ def fetch(suite: SdkSuite) -> tuple[Path, Path]:
     return source, site
 
 
-@contextmanager
-def tiny_server() -> Iterator[str]:
-    """Serve a tiny random model under any name, and yield the address."""
+def tiny_model() -> Any:
+    """Return a tiny random model that is served under any name."""
     from herd.engine.engine import Engine
     from herd.engine.loop import EngineLoop
     from herd.llama import ModelConfig
     from herd.llama.model import LlamaLM
-    from herd.serve.app import create_app
     from herd.serve.chat import ServedModel
-    from herd.serve.run import HerdServer
-    from herd.serve.settings import ServeSettings
     from herd.text import Tokenizer
 
     tokenizer = Tokenizer.train(["six times seven is forty-two, calculator expression parameters"] * 3, 540)
     config = ModelConfig(540, 48, 2, 6, 2, 80, rope_theta=10_000.0, max_context=4096)
-    settings = ServeSettings(drain_seconds=0)
-    with EngineLoop(Engine(LlamaLM(config).init_weights(0, std=0.2), tokenizer)) as loop:
-        app = create_app(ServedModel("tiny", loop, tokenizer, 4096, frozenset("*")), None, settings)
-        ready, ports = threading.Event(), list[int]()
-        server = HerdServer(app, settings, 0, lambda port: (ports.append(port), ready.set()))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            ready.wait()
-            yield f"http://127.0.0.1:{ports[0]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+    loop = EngineLoop(Engine(LlamaLM(config).init_weights(0), tokenizer))  # any token is as likely as another
+    return ServedModel("tiny", loop, tokenizer, 4096, frozenset("*"))
 
 
 if __name__ == "__main__":

@@ -167,6 +167,27 @@ def test_a_connection_that_is_closed_or_says_more_than_was_asked_is_not_used_aga
     assert connections(peer, pause=0.05) == 3
 
 
+def test_a_request_is_sent_again_if_the_server_closes_a_connection_that_was_idle():
+    n_requests = []
+
+    async def answer_once(reader, writer):
+        await reader.readuntil(b"{}")
+        n_requests.append(1)
+        writer.write(WITH_LENGTH)
+        await reader.readuntil(b"{}")
+        n_requests.append(2)
+        writer.close()
+
+    async def ask():
+        async with serving(answer_once) as url:
+            client = HttpClient({}, 5)
+            return [await read(client, url) for _ in range(3)]
+
+    answers = uvloop.run(ask())
+    assert [body for *_, body in answers] == 3 * [b"three"]
+    assert n_requests == [1, 2, 1, 2, 1]
+
+
 def test_a_response_whose_rest_does_not_come_is_closed(monkeypatch):
     monkeypatch.setattr(http_client, "REST_SECONDS", 0.01)
     assert connections(Peer(CHUNKED[:-5])) == 3

@@ -61,6 +61,11 @@ class HttpConnection(asyncio.Protocol):
         is_free = self._has_ended and not transport.get_write_buffer_size()
         return is_free and self._can_be_reused and not transport.is_closing()
 
+    @property
+    def was_idle(self) -> bool:
+        """Whether this is not the first response of the connection, and nothing of it has arrived."""
+        return self.idle_since > 0 and not self._n_head
+
     async def request(self, data: bytes) -> None:
         """Send a request and wait for the headers of its response. Raises `HttpError`."""
         self.status, self.headers = 0, dict[bytes, bytes]()
@@ -194,16 +199,24 @@ class HttpClient:
     async def exchange(self, url: str, path: str, body: bytes | None = None) -> AsyncIterator[HttpConnection]:
         """Send JSON (or GET without a ``body``) to a path below a URL. The block gets the response.
 
-        Raises `HttpError`. The connection is closed if the block raises before the end of the response.
+        Raises `HttpError`. The connection is closed if the block raises before the end of the response. If
+        the server closes a connection that had been idle, as it may at any moment, the request is sent again.
         """
         parts = _split(url)
         method, more = "GET", ""
         if body is not None:
             method, more = "POST", f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
         head = f"{method} {parts.path}{path} HTTP/1.1\r\nhost: {parts.netloc}\r\n{self._headers}{more}\r\n"
+        data = head.encode("ascii") + (body or b"")
         connection = self._take(url) or await self._connect(parts)
         try:
-            await connection.request(head.encode("ascii") + (body or b""))
+            try:
+                await connection.request(data)
+            except HttpError:
+                if not connection.was_idle:
+                    raise
+                connection = await self._connect(parts)
+                await connection.request(data)
             yield connection
             await connection.skip_rest()
         finally:

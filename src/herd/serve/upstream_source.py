@@ -11,7 +11,6 @@ import asyncio
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,8 +29,6 @@ log = logging.getLogger("herd.serve")
 
 START_SECONDS = 2.0
 """How long a response waits for its upstream to accept the request. Later errors are events of the stream."""
-TRIES = 2
-"""Tries on one upstream: a connection that was idle may be closed at the moment it is used again."""
 QUEUE_PIECES = 64
 """Pieces that are read ahead for a client that reads slowly."""
 STOPPING = "the server is stopping, and this answer is not complete"
@@ -67,14 +64,11 @@ class UpstreamPrompt:
 
 
 class _UpstreamFailed(Exception):
-    """An upstream that did not answer. ``error`` is what the client is told if there is no other one.
+    """An upstream that did not answer. ``error`` is what the client is told if there is no other one."""
 
-    ``may_be_idle``: perhaps only a connection that had been idle was closed, so the upstream is tried again.
-    """
-
-    def __init__(self, error: ApiError, *, may_be_idle: bool = False) -> None:
+    def __init__(self, error: ApiError) -> None:
         super().__init__(str(error))
-        self.error, self.may_be_idle = error, may_be_idle
+        self.error = error
 
 
 class UpstreamSource(AnswerSource):
@@ -221,17 +215,16 @@ class _Stream:
     async def run(self) -> None:
         """Read the answer of an upstream. Raises `ApiError` if none answers, or the one that began to
         fails."""
-        fleet, tries = self._fleet, Counter[str]()
+        fleet, tried = self._fleet, set[str]()
         failure: ApiError | None = None
         beginning = self._salt.encode() + prompt_beginning(self._prompt.body)
         while True:
-            tried = [url for url, count in tries.items() if count >= TRIES]
             upstream = fleet.choose(self._model, tried, beginning)
             if upstream is None:
                 raise failure or Overloaded(
                     f"no upstream with the model {self._model} is up; try again later"
                 )
-            tries[upstream.url] += 1
+            tried.add(upstream.url)
             upstream.n_open += 1
             try:
                 await self._read(upstream)
@@ -240,8 +233,6 @@ class _Stream:
                 failure = failed.error
                 if self.delivers:
                     raise failure from None
-                if not failed.may_be_idle:
-                    tries[upstream.url] = TRIES
             finally:
                 upstream.n_open -= 1
 
@@ -264,7 +255,7 @@ class _Stream:
             raise _UpstreamFailed(Overloaded("the upstream is down; try again later")) from None
         except HttpError:
             text = "the upstream closed the connection before the end of the answer"
-            raise _UpstreamFailed(_gateway_error(text), may_be_idle=True) from None
+            raise _UpstreamFailed(_gateway_error(text)) from None
 
     async def _read_events(
         self, upstream: Upstream, response: HttpConnection, limit: asyncio.Timeout
