@@ -7,12 +7,12 @@ row that was interrupted continues, and targets are labelled once. Minutes are f
 
     vocab        15   the vocabulary cut to 24,576 tokens: size, length of texts, round trips; bits per byte untrained
                       and after 0.2 M tokens; the folder in transformers and in llama.cpp
-    student85    25   FFN 1,216 of 1,536 neurons (84 % of the parameters without the embedding), 0.25 M tokens:
-                      KL, accuracy and bits per byte against the teacher
-    curve       100   the same student after 0, 0.1, 0.25, 0.5 and 1.3 M tokens
-    rates        25   the same student after 50,000 tokens at four learning rates
+    student85    50   FFN 1,216 of 1,536 neurons (84 % of the parameters without the embedding), 0.5 M tokens:
+                      KL, accuracy, bits per byte and HellaSwag against the teacher
+    curve       100   the planned shape of 75 % of the parameters after 0, 0.1, 0.25, 0.5 and 1.3 M tokens
+    rates        15   the same shape after 50,000 tokens at four learning rates
     race        120   six shapes of 95 M parameters after 0.25 M tokens each, and controls of the best
-    student75   240   101 M parameters after 1.3 M tokens: pruned + KD, pruned + text alone, random + KD
+    student75   240   the same shape after 1.3 M tokens: pruned + KD, pruned + text alone, random + KD
     student70m  150   70 M parameters after 1.3 M tokens: HellaSwag, PIQA and ARC easy, against a published model of
                       69 M parameters that was trained from scratch on 30.6 B tokens
     text        180   0.25 M tokens of prose, of what the teacher writes, and of both
@@ -23,7 +23,7 @@ row that was interrupted continues, and targets are labelled once. Minutes are f
     qad          60   two trained students in Q4_0 and in Q3_K_S, rounded plainly and distilled for 0.2 M tokens in the
                       rounded weights: KL from the student itself and from the teacher
     copy          5   copying and looking up, of the teacher, the pruned and the trained student of student85
-    draft        20   the student of student70m as the draft of its teacher: acceptance against 1 - TV, and speed
+    draft        20   the student of student85 as the draft of its teacher: acceptance against 1 - TV, and speed
     chat         40   how many of 100 prompts the student of student75 answers to the end, and IFEval
     dryrun       30   the predicted time and bytes of a small run against the run itself
 
@@ -46,7 +46,7 @@ from common import DATA, WORK, bench_parser
 from contestant import Contestant
 from herd import checkpoint
 from herd.distill.arms import Arm
-from herd.distill.measure import difference
+from herd.distill.measure import Quality, difference
 from herd.distill.shrink import Shrinker, rank_correlation
 from herd.evals.rival import find_python
 from herd.kernels.memory import keep_freed_memory
@@ -54,6 +54,9 @@ from herd.machine import cores, peak_memory, reset_peak_memory
 from herd.report.receipt import Value, package_version
 from shrink_student import chat_row, copy_row, draft_row, dryrun_row, qad_row
 from shrinking import (
+    SMALL_VOCAB,
+    THREE_QUARTERS,
+    hellaswag,
     on_step,
     planned_arm,
     quality,
@@ -61,12 +64,12 @@ from shrinking import (
     relative,
     settings,
     student85_arm,
+    task_scores,
     valued,
     workshop,
 )  # fmt: skip
 
 HELDOUT_TOKENS = 60_000
-VOCAB = 24_576
 VOCAB_LR = 5e-5
 """At 1.7e-4 the loss of a model that has lost only its rare tokens does not fall in the first ten updates."""
 
@@ -104,9 +107,9 @@ def main() -> None:
 def vocab_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
     tokens = 4_096 if args.limit else 200_000 if args.tokens is None else args.tokens
-    arm = Arm(f"v{VOCAB}", shop.config.replace(vocab_size=VOCAB), lr=VOCAB_LR)
+    arm = Arm(f"v{SMALL_VOCAB}", shop.config.replace(vocab_size=SMALL_VOCAB), lr=VOCAB_LR)
     shop.rates(arm.config)
-    small = shop.tokenizer_of(VOCAB)
+    small = shop.tokenizer_of(SMALL_VOCAB)
     values: dict[str, Value] = {
         "parameters saved": Value(shop.config.n_params - arm.config.n_params, "parameters", bar="≥ 14.1 M",
                                   passed=shop.config.n_params - arm.config.n_params >= 14.1e6),
@@ -137,7 +140,7 @@ def vocab_row(args: argparse.Namespace) -> None:
         values["seconds of training"] = Value(record["seconds"], "s")
         folder = shop.cells.folder / record["model"]
     values |= elsewhere(args, folder, small)
-    receipt(args, f"vocabulary of {VOCAB:,} tokens, {tokens:,} tokens of recovery", values,
+    receipt(args, f"vocabulary of {SMALL_VOCAB:,} tokens, {tokens:,} tokens of recovery", values,
             rivals={"transformers": package_version("transformers") or ""})  # fmt: skip
 
 
@@ -176,7 +179,7 @@ def elsewhere(args: argparse.Namespace, folder: Path, tokenizer: Any) -> dict[st
 
 def student85_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
-    tokens = 4_096 if args.limit else args.tokens or 250_000
+    tokens = 4_096 if args.limit else args.tokens or 500_000
     arm = student85_arm(shop)
     shop.rates(arm.config)
     teacher, start = shop.teacher_quality(shop.config.vocab_size), quality(shop.start(arm))
@@ -184,50 +187,63 @@ def student85_row(args: argparse.Namespace) -> None:
     trained = quality(record)
     embedding = shop.config.vocab_size * shop.config.dim
     kept = (arm.config.n_params - embedding) / (shop.config.n_params - embedding)
-    found = trained.summary()["accuracy_kept"]
     values = {"parameters without the embedding": Value(kept, "fraction", bar="≤ 0.85", passed=kept <= 0.85)}
     values |= valued("teacher", teacher) | valued("untrained", start) | valued("trained", trained)
-    accuracy = found["value"] or 0.0
-    values["next-token accuracy of the teacher's"] = Value(
-        accuracy, "fraction", found["lo"], found["hi"], bar="≥ 0.95", passed=accuracy >= 0.95
-    )
+    values |= accuracy_kept(trained, 0.95)
     values |= relative("bits per byte above the teacher's, untrained", start, teacher)
     values |= relative("bits per byte above the teacher's, trained", trained, teacher, bar=0.06)
     values["seconds of training"] = Value(record["seconds"], "s")
-    receipt(args, f"FFN {arm.config.ffn_dim}, {record['tokens']:,} tokens", values,
-            notes="The bars are for 0.5 M tokens; HellaSwag is not part of this row.")  # fmt: skip
+    values |= hellaswag(args, shop, arm, record, 0.92)
+    receipt(args, f"FFN {arm.config.ffn_dim}, {record['tokens']:,} tokens", values)
+
+
+def accuracy_kept(found: Quality, bar: float) -> dict[str, Value]:
+    """Return the share of the teacher's next-token accuracy that a student has, with its bar."""
+    one = found.summary()["accuracy_kept"]
+    share = one["value"] or 0.0
+    value = Value(share, "fraction", one["lo"], one["hi"], bar=f"≥ {bar}", passed=share >= bar)
+    return {"next-token accuracy of the teacher's": value}
 
 
 def curve_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
-    arm = student85_arm(shop)
+    arm = planned_arm(shop, THREE_QUARTERS)
     shop.rates(arm.config)
     start = quality(shop.start(arm))
     values = valued("0 tokens", start)
     before = (start.summary()["kl"]["value"]) or 1.0
+    bars = {250_000: 0.40, 1_300_000: 0.30}
     for tokens in (2_048, 4_096) if args.limit else (100_000, 250_000, 500_000, 1_300_000):
+        if args.tokens and tokens > args.tokens:
+            break
         found = quality(shop.trained(arm, tokens, on_step))
         values |= valued(f"{tokens:,} tokens", found)
+        kl = found.summary()["kl"]
+        if tokens in bars:
+            values[f"{tokens:,} tokens: kl"] = Value(
+                kl["value"] or 0.0, "nats/token", kl["lo"], kl["hi"], bar=f"≤ {bars[tokens]:.2f}",
+                passed=(kl["value"] or 0.0) <= bars[tokens],
+            )  # fmt: skip
         values[f"{tokens:,} tokens: KL of the pruned model's"] = Value(
-            (found.summary()["kl"]["value"] or 0.0) / before, "fraction"
+            (kl["value"] or 0.0) / before, "fraction"
         )
-    receipt(args, f"recovery of FFN {arm.config.ffn_dim} against tokens", values)
+    receipt(args, f"recovery of {arm.name}, {arm.config.n_params:,} parameters, against tokens", values)
 
 
 def rates_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
-    arm, tokens = student85_arm(shop), 4_096 if args.limit else args.tokens or 50_000
+    arm, tokens = planned_arm(shop, THREE_QUARTERS), 4_096 if args.limit else args.tokens or 50_000
     shop.rates(arm.config)
     values = valued("untrained", quality(shop.start(arm)))
-    for lr in (5e-5, 1.7e-4, 3e-4, 6e-4):
+    for lr in (1e-4, 3e-4, 6e-4, 1e-3):
         found = quality(shop.trained(replace(arm, name=f"{arm.name}-lr{lr:g}", lr=lr), tokens, on_step))
         values |= valued(f"lr {lr:g}", found)
-    receipt(args, f"FFN {arm.config.ffn_dim} after {tokens:,} tokens by learning rate", values)
+    receipt(args, f"{arm.name} after {tokens:,} tokens by learning rate", values)
 
 
 def student75_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
-    arm, tokens = planned_arm(shop, 101.5e6), 4_096 if args.limit else args.tokens or 1_300_000
+    arm, tokens = planned_arm(shop, THREE_QUARTERS), 4_096 if args.limit else args.tokens or 1_300_000
     shop.rates(arm.config)
     teacher = shop.teacher_quality(shop.config.vocab_size)
     arms = {
@@ -238,13 +254,18 @@ def student75_row(args: argparse.Namespace) -> None:
     values = valued("teacher", teacher) | valued("untrained", quality(shop.start(arm)))
     found = {name: quality(shop.trained(one, tokens, on_step, tokens)) for name, one in arms.items()}
     for name, one in found.items():
-        values |= valued(name, one) | relative(f"{name}: bits per byte above the teacher's", one, teacher)
+        bar = 0.11 if one is found["pruned + KD"] else None
+        values |= valued(name, one) | relative(
+            f"{name}: bits per byte above the teacher's", one, teacher, bar
+        )
+    values |= accuracy_kept(found["pruned + KD"], 0.91)
     for name in list(found)[1:]:
         gap = difference(found["pruned + KD"], found[name])
         values[f"pruned + KD minus {name}"] = Value(
             gap["value"] or 0.0, "bits/byte", gap["lo"], gap["hi"],
             bar="interval below 0", passed=(gap["hi"] or 0.0) < 0,
         )  # fmt: skip
+    values |= hellaswag(args, shop, arm, shop.trained(arm, tokens, on_step, tokens), 0.86)
     receipt(args, f"{arm.name}, {arm.config.n_params:,} parameters, {tokens:,} tokens", values)
 
 
@@ -253,28 +274,20 @@ PUBLISHED_69M = {"hellaswag": ("acc_norm", 0.261), "piqa": ("acc_norm", 0.548), 
 
 
 def student70m_row(args: argparse.Namespace) -> None:
-    from herd.cli.eval_model import open_local
-    from herd.evals.harness import evaluate
-    from herd.evals.score import Score
-    from herd.evals.tasks import Data, make_task
-
     shop = workshop(args)
     arm, tokens = planned_arm(shop, 70e6), 4_096 if args.limit else args.tokens or 1_300_000
     shop.rates(arm.config)
     record = shop.trained(arm, tokens, on_step)
     values = valued("untrained", quality(shop.start(arm))) | valued("trained", quality(record))
-    model = open_local(str(shop.cells.folder / record["model"]), "base")
-    tasks = [make_task(name, 0, "base") for name in PUBLISHED_69M]
     out = shop.cells.folder / f"scores-{arm.name}-{tokens}"
-    for row in evaluate(model, tasks, Data(DATA), out, limit=20 if args.limit else None).tasks:
-        metric, bar = PUBLISHED_69M[row.task]
-        for score in (Score(**one) for one in row.scores):
-            beaten = (
-                {"bar": f"interval above {bar:g}", "passed": (score.lo or 0.0) > bar}
-                if score.name == metric
-                else {}
-            )
-            values[f"{row.task}, {score.name}"] = Value(score.value, "fraction", score.lo, score.hi, **beaten)  # type: ignore[arg-type]
+    for (task, name), score in task_scores(
+        args, shop.cells.folder / record["model"], out, PUBLISHED_69M
+    ).items():
+        metric, bar = PUBLISHED_69M[task]
+        beaten = (
+            {"bar": f"interval above {bar:g}", "passed": (score.lo or 0.0) > bar} if name == metric else {}
+        )
+        values[f"{task}, {name}"] = Value(score.value, "fraction", score.lo, score.hi, **beaten)  # type: ignore[arg-type]
     receipt(
         args, f"{arm.name}, {arm.config.n_params:,} parameters, {tokens:,} tokens", values,
         notes="The teacher was trained on 2.1 T tokens; the published model of 69 M parameters on 30.6 B.",
@@ -297,7 +310,9 @@ def text_row(args: argparse.Namespace) -> None:
 
 def race_row(args: argparse.Namespace) -> None:
     tokens = 4_096 if args.limit else 250_000
-    chosen = settings(args, to="params=95M", vocab=(49_152, VOCAB), arms=6, tokens=0, race_tokens=tokens)
+    chosen = settings(
+        args, to="params=95M", vocab=(49_152, SMALL_VOCAB), arms=6, tokens=0, race_tokens=tokens
+    )
     folder = args.work / ("race-limit" if args.limit else "race")
     run = Shrinker(folder, chosen, lambda line: print(line, flush=True), on_step)
     best, steps = run.race()
@@ -387,7 +402,7 @@ def planted_row(args: argparse.Namespace) -> None:
 
 def memory_row(args: argparse.Namespace) -> None:
     run = Shrinker(args.work / ("memory-limit" if args.limit else "memory"),
-                   settings(args, to="memory=150MB,context=8k", vocab=(49_152, VOCAB), arms=3, gguf="q4",
+                   settings(args, to="memory=150MB,context=8k", vocab=(49_152, SMALL_VOCAB), arms=3, gguf="q4",
                             tokens=4_096 if args.limit else 250_000, race_tokens=2_048 if args.limit else 100_000),
                    lambda line: print(line, flush=True), on_step)  # fmt: skip
     done = run.run()

@@ -38,6 +38,7 @@ from herd.train.recipe import Recipe
 from herd.train.run import run_recipe
 from shrinking import (
     FILE,
+    THREE_QUARTERS,
     on_step,
     planned_arm,
     quality,
@@ -58,21 +59,22 @@ ENDED = 98
 
 
 def qad_row(args: argparse.Namespace) -> None:
-    """Both students are trained on 0.25 M tokens first.
+    """The student of student85, and another one that is trained on 0.25 M tokens first.
 
     Three bits come in blocks of 256 weights, and rows of 576 do not divide into them: only the down projections
     of a student with 1,280 neurons are in Q3_K, its other matrices in Q4_0 (as llama.cpp stores them).
     """
     shop = workshop(args)
-    trained, tokens = (4_096, 4_096) if args.limit else (250_000, args.tokens or 200_000)
+    tokens = 4_096 if args.limit else args.tokens or 200_000
     even = Arm("f1280", shop.config.replace(ffn_dim=1280))
     values: dict[str, Value] = {}
-    for arm, to in ((student85_arm(shop), "q4"), (even, "Q3_K_S")):
+    for arm, to, recovery in ((student85_arm(shop), "q4", 500_000), (even, "Q3_K_S", 250_000)):
+        trained = 4_096 if args.limit else recovery
         shop.rates(arm.config)
         record = shop.trained(arm, trained, on_step)
         values |= valued(f"{arm.name}, not quantized", quality(record))
         values |= _bits(shop, arm, shop.cells.folder / record["model"], to, trained, tokens)
-    receipt(args, f"{tokens:,} tokens of distillation in rounded weights, after {trained:,} tokens", values)
+    receipt(args, f"{tokens:,} tokens of distillation in rounded weights", values)
 
 
 def _bits(shop: Workshop, arm: Arm, source: Path, to: str, trained: int, tokens: int) -> dict[str, Value]:
@@ -156,7 +158,7 @@ def _kl(name: str, found: Quality) -> dict[str, Value]:
 def copy_row(args: argparse.Namespace) -> None:
     """Random, different tokens, repeated, and random facts: does pruning and distillation cost looking back?"""
     shop = workshop(args)
-    tokens = 4_096 if args.limit else args.tokens or 250_000
+    tokens = 4_096 if args.limit else args.tokens or 500_000
     arm = student85_arm(shop)
     shop.rates(arm.config)
     record = shop.trained(arm, tokens, on_step)
@@ -175,7 +177,7 @@ def copy_row(args: argparse.Namespace) -> None:
 def draft_row(args: argparse.Namespace) -> None:
     """Acceptance of sampled drafts at temperature 1, and the time of greedy answers with and without the draft."""
     shop = workshop(args)
-    arm, tokens = planned_arm(shop, 70e6), 4_096 if args.limit else args.tokens or 1_300_000
+    arm, tokens = student85_arm(shop), 4_096 if args.limit else args.tokens or 500_000
     shop.rates(arm.config)
     record = shop.trained(arm, tokens, on_step)
     source, folder = shop.cells.folder / record["model"], shop.cells.folder / "arms" / arm.name / "draft-q4"
@@ -240,7 +242,7 @@ def chat_row(args: argparse.Namespace) -> None:
     """The first 100 seed tasks of Alpaca, with at most 1,024 tokens of answer, and IFEval."""
     shop = workshop(args)
     tokens = 4_096 if args.limit else args.tokens or 1_300_000
-    arm = planned_arm(shop, 101.5e6)
+    arm = planned_arm(shop, THREE_QUARTERS)
     shop.rates(arm.config)
     record = shop.trained(arm, tokens, on_step)
     n = 6 if args.limit else 100

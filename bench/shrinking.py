@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from common import DATA, save_receipt
+from herd.cli.eval_model import open_local
 from herd.distill.arms import Arm, Workshop
 from herd.distill.cells import Cells, ShrinkSettings
 from herd.distill.measure import Quality, difference
 from herd.distill.shapes import Budget, plan_shapes
+from herd.evals.harness import evaluate
+from herd.evals.score import Score
+from herd.evals.tasks import Data, make_task
 from herd.files import write_atomically
 from herd.report.receipt import Value
 
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAMES = ("bits_per_byte", "kl", "accuracy", "accuracy_kept", "same_choice")
 STUDENT85 = {"ffn_dim": 1216}
+SMALL_VOCAB = 24_576
+THREE_QUARTERS = 100_880_000
+"""Parameters: 75 % of the teacher's 134,515,008, rounded down."""
 
 
 def receipt(args: argparse.Namespace, what: str, values: dict[str, Any], **more: Any) -> None:
@@ -124,6 +132,40 @@ def student85_arm(shop: Workshop) -> Arm:
 
 
 def planned_arm(shop: Workshop, params: float) -> Arm:
-    """Return the most promising shape of a number of parameters with the teacher's vocabulary."""
-    shape = plan_shapes(shop.config, Budget("params", params), [shop.config.vocab_size], 1)[0]
+    """Return the most promising shape of at most ``params`` parameters, the vocabulary perhaps trimmed."""
+    sizes = [shop.config.vocab_size, SMALL_VOCAB]
+    shape = plan_shapes(shop.config, Budget("params", params), sizes, 1)[0]
     return Arm(shape.label(shop.config), shape.config)
+
+
+def task_scores(
+    args: argparse.Namespace, model: str | Path, out: Path, names: Sequence[str]
+) -> dict[tuple[str, str], Score]:
+    """Return the scores of a model in tasks, zero-shot, by task and metric. Finished tasks are kept in ``out``."""
+    opened = open_local(str(model), "base")
+    tasks = [make_task(name, 0, "base") for name in names]
+    found = evaluate(opened, tasks, Data(DATA), out, limit=20 if args.limit else None)
+    return {(row.task, one["name"]): Score(**one) for row in found.tasks for one in row.scores}
+
+
+def hellaswag(
+    args: argparse.Namespace, shop: Workshop, arm: Arm, record: dict[str, Any], bar: float
+) -> dict[str, Value]:
+    """Return the accuracy of the teacher and of a student in HellaSwag, and their ratio with its bar."""
+    small = "-limit" if args.limit else ""
+    student = shop.cells.folder / record["model"]
+    places = {
+        "teacher": (FILE, args.work / f"scores-teacher{small}"),
+        "trained": (student, shop.cells.folder / f"scores-{arm.name}-{record['tokens']}"),
+    }
+    found = {
+        name: task_scores(args, *place, ["hellaswag"])["hellaswag", "acc_norm"]
+        for name, place in places.items()
+    }
+    values = {
+        f"{name}: HellaSwag": Value(one.value, "fraction", one.lo, one.hi) for name, one in found.items()
+    }
+    kept = found["trained"].value / found["teacher"].value
+    return values | {
+        "HellaSwag of the teacher's": Value(kept, "fraction", bar=f"≥ {bar}", passed=kept >= bar)
+    }
