@@ -23,6 +23,8 @@ from herd.report.receipt import Value
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 NAMES = ("bits_per_byte", "kl", "accuracy", "accuracy_kept", "same_choice")
 STUDENT85 = {"ffn_dim": 1216}
+RECOVERY_LR = 3e-4
+"""The best of four peak learning rates for the loss of the three-quarter student (`shrink.py rates`)."""
 SMALL_VOCAB = 24_576
 THREE_QUARTERS = 100_880_000
 """Parameters: 75 % of the teacher's 134,515,008, rounded down."""
@@ -128,14 +130,14 @@ def relative(name: str, a: Quality, b: Quality, bar: float | None = None) -> dic
 
 
 def student85_arm(shop: Workshop) -> Arm:
-    return Arm("f1216", shop.config.replace(**STUDENT85))
+    return Arm("f1216", shop.config.replace(**STUDENT85), lr=RECOVERY_LR)
 
 
 def planned_arm(shop: Workshop, params: float) -> Arm:
     """Return the most promising shape of at most ``params`` parameters, the vocabulary perhaps trimmed."""
     sizes = [shop.config.vocab_size, SMALL_VOCAB]
     shape = plan_shapes(shop.config, Budget("params", params), sizes, 1)[0]
-    return Arm(shape.label(shop.config), shape.config)
+    return Arm(shape.label(shop.config), shape.config, lr=RECOVERY_LR)
 
 
 def task_scores(
