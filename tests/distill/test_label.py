@@ -10,18 +10,21 @@ import time
 import numpy as np
 import pytest
 import torch
+from test_vocab import make_cut
 
 from herd.data.batch import IGNORE, Batch
 from herd.data.targets import Targets, TargetsSpec
 from herd.distill import label as module
 from herd.distill.label import draw, label, sample
-from herd.distill.vocab import VocabCut, fold
+from herd.distill.vocab import VocabCut, fold, read_whole
 from herd.errors import DataError
 from herd.llama import ModelConfig
 from herd.llama.model import LlamaLM
 
-CONFIG = ModelConfig(vocab_size=50, dim=16, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=24)
-SPEC = TargetsSpec("t", "d", "m", vocab_size=50, context=9, n_rows=10, n_draws=40, block_rows=2, shard_rows=4)
+CONFIG = ModelConfig(vocab_size=576, dim=16, n_layers=2, n_heads=2, n_kv_heads=1, ffn_dim=24)
+SPEC = TargetsSpec(
+    "t", "d", "m", vocab_size=576, context=9, n_rows=10, n_draws=40, block_rows=2, shard_rows=4
+)
 
 
 class Rows:
@@ -29,7 +32,7 @@ class Rows:
 
     context, packed = 9, True
 
-    def __init__(self, vocab: int = 50, n_rows: int = 10) -> None:
+    def __init__(self, vocab: int = 576, n_rows: int = 10) -> None:
         self.vocab, self.n_rows = vocab, n_rows
 
     def batch(self, position: int, count: int) -> Batch:
@@ -51,17 +54,20 @@ def teacher() -> LlamaLM:
 
 def exact(batch: Batch, cut: VocabCut | None) -> torch.Tensor:
     model = teacher().double()
-    tokens = batch.tokens_BT if cut is None else cut.kept_W[batch.tokens_BT]
+    whole = read_whole(batch, cut)
     with torch.no_grad():
-        p = model.lm_head(model(tokens, batch.positions_BT, batch.attend)).softmax(-1).flatten(0, 1)
-    return p if cut is None else fold(p, cut)
+        p = model.lm_head(model(whole.batch.tokens_BT, whole.batch.positions_BT, whole.batch.attend)).softmax(
+            -1
+        )
+    places = torch.cartesian_prod(*map(torch.arange, batch.tokens_BT.shape))
+    p = p[places[:, 0], whole.source_BT.flatten()]
+    return p if cut is None else fold(p, cut, whole.after(places))
 
 
 @pytest.mark.parametrize("trimmed", [False, True])
 def test_probabilities_and_entropy_are_the_teachers_and_the_counts_add_up(trimmed):
-    kept = torch.arange(0, 50, 2)
-    cut = VocabCut(None, kept, torch.arange(50) // 2) if trimmed else None  # type: ignore[arg-type]
-    spec = TargetsSpec(**{**vars(SPEC), "vocab_size": 25 if trimmed else 50})
+    cut = make_cut() if trimmed else None
+    spec = TargetsSpec(**{**vars(SPEC), "vocab_size": 530 if trimmed else 576})
     batch = Rows(spec.vocab_size).batch(0, 3)
     block = draw(teacher(), batch, 0, spec, cut)
     p = exact(batch, cut)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -66,10 +67,10 @@ def test_every_text_comes_back_and_has_the_pieces_of_the_dropped_tokens(text):
     assert [SMALL.kept[id_] for id_ in ids] == split_by_hand(FULL, FULL.encode(text), set(SMALL.kept))
 
 
-def test_the_first_piece_is_where_the_dropped_token_begins():
+def test_the_pieces_of_a_dropped_token_are_those_before_its_merges():
     kept = set(SMALL.kept)
     for id_ in range(FULL.vocab_size):
-        assert SMALL.kept[SMALL.first_piece[id_]] == split_by_hand(FULL, [id_], kept)[0]
+        assert [SMALL.kept[piece] for piece in SMALL.pieces[id_]] == split_by_hand(FULL, [id_], kept)
 
 
 def test_settings_and_special_tokens_are_carried_over():
@@ -99,8 +100,8 @@ def test_llama_3s_kind_keeps_its_class_and_its_special_tokens():
     assert cut.tokenizer.decode(cut.tokenizer.encode(TEXT)) == TEXT
     assert list(cut.tokenizer.special_tokens) == list(full.special_tokens)
     assert cut.tokenizer.bos_id == full.bos_id - 30
-    for old, new in enumerate(cut.first_piece):
-        assert full.token_bytes(old).startswith(cut.tokenizer.token_bytes(new))
+    for old, pieces in enumerate(cut.pieces):
+        assert full.token_bytes(old) == b"".join(map(cut.tokenizer.token_bytes, pieces))
     assert [full.token_bytes(old) for old in cut.kept] == [cut.tokenizer.token_bytes(n) for n in range(540)]
 
 
@@ -110,6 +111,25 @@ def test_metas_vocabulary_can_be_halved(real_data):
     text = (real_data("wikitext2") / "test.txt").read_text()[:100_000]
     assert cut.tokenizer.decode(cut.tokenizer.encode(text)) == text
     assert len(cut.tokenizer.encode(text)) < 1.05 * len(full.encode(text))
+
+
+@pytest.mark.parametrize("full", [FULL, Tokenizer.train([TEXT], 570)], ids=["merges", "ranks"])
+def test_a_text_whose_tokens_are_all_kept_has_the_same_tokens(full):
+    text = "best of the worst times 1234"
+    ids = full.encode(text)
+    cut = trim_vocabulary(full, full.vocab_size - 20, Counter(ids))
+    assert [cut.kept[id_] for id_ in cut.tokenizer.encode(text)] == ids
+    assert len(trim_vocabulary(full, full.vocab_size - 20).tokenizer.encode(text)) > len(ids)
+    assert cut.tokenizer.decode(cut.tokenizer.encode(TEXT)) == TEXT
+
+
+def test_common_tokens_are_kept_first():
+    counts = Counter(FULL.encode(TEXT))
+    merged = [id_ for id_ in counts if len(FULL.token_bytes(id_)) > 1]
+    cut = trim_vocabulary(FULL, 290, counts)
+    dropped = [counts[id_] for id_ in merged if id_ not in cut.kept]
+    assert len(cut.kept) == 290
+    assert max(dropped) <= max(counts[id_] for id_ in merged if id_ in cut.kept)
 
 
 @pytest.mark.parametrize(

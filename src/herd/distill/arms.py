@@ -151,10 +151,15 @@ class Workshop:
 
     @lru_cache(maxsize=8)  # noqa: B019 -- one workshop per process
     def cut(self, vocab: int) -> VocabCut | None:
-        """Return the trimmed vocabulary, or None for the teacher's own."""
+        """Return the vocabulary trimmed to the tokens that the text uses most, or None for the teacher's."""
         if vocab == self.config.vocab_size:
             return None
-        return cut_vocabulary(self.tokenizer, vocab, self.config.vocab_size)
+
+        def work() -> dict[str, Any]:
+            return {"counts": sorted(self.material.counts(self.tokenizer).items())}
+
+        counts = dict(self.cells.run("token-counts", None, work)["counts"])
+        return cut_vocabulary(self.tokenizer, vocab, self.config.vocab_size, counts)
 
     def tokenizer_of(self, vocab: int) -> Tokenizer:
         """Return the student's tokenizer."""

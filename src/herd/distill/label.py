@@ -21,7 +21,7 @@ from ..data.stream import Stream
 from ..data.targets import TargetBlock, TargetsSpec, append_block, shard_path, unfinished_shard, write_spec
 from ..errors import DataError
 from ..llama.model import LlamaLM
-from .vocab import VocabCut, fold
+from .vocab import VocabCut, fold, read_whole
 
 CHUNK_BYTES = 128 << 20
 """Bytes of the float64 cumulative probabilities of the tokens that are drawn for at a time."""
@@ -86,10 +86,10 @@ def draw(
     teacher: LlamaLM, batch: Batch, first_row: int, spec: TargetsSpec, cut: VocabCut | None
 ) -> TargetBlock:
     """Return the teacher's draws for a batch of rows, the first of which has the number ``first_row``."""
-    tokens_BT = batch.tokens_BT if cut is None else cut.kept_W[batch.tokens_BT]
-    on_device = Batch(tokens_BT, batch.targets_BT, batch.positions_BT, batch.documents_BT).to(teacher.device)
-    hidden_BTD = teacher(on_device.tokens_BT, on_device.positions_BT, on_device.attend)
-    B, T = tokens_BT.shape
+    whole = read_whole(batch, cut)
+    read = whole.batch.to(teacher.device)
+    hidden_BTD = teacher(read.tokens_BT, read.positions_BT, read.attend)
+    B, T = batch.tokens_BT.shape
     entropy_BT, n_words_BT = np.zeros((B, T), np.float32), np.zeros((B, T), np.int64)
     entries: list[tuple[Tensor, Tensor, Tensor]] = []
     for b in range(B):
@@ -100,9 +100,10 @@ def draw(
         )  # fmt: skip
         chunk = max(1, CHUNK_BYTES // (8 * teacher.config.vocab_size))
         for at_n, uniform_nS in zip(at_N.split(chunk), uniform_NS.split(chunk), strict=True):
-            logits_nV = teacher.lm_head(hidden_BTD[b, at_n.to(teacher.device)]).float()
-            p_nV = logits_nV.softmax(-1)
-            p_nV = p_nV if cut is None else fold(p_nV, cut)
+            source_n = whole.source_BT[b, at_n].to(teacher.device)
+            p_nV = teacher.lm_head(hidden_BTD[b, source_n]).float().softmax(-1)
+            if cut is not None:
+                p_nV = fold(p_nV, cut, whole.after(torch.stack((torch.full_like(at_n, b), at_n), 1)))
             entropy_n = -torch.special.xlogy(p_nV, p_nV).sum(-1)
             ids, counts, log_p, n_words_n = sample(p_nV, uniform_nS.to(p_nV.device))
             entries.append((ids.cpu(), counts.cpu(), log_p.cpu()))

@@ -10,11 +10,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.corpus import load_corpus, read_corpus
+from ..data.corpus import Document, load_corpus, read_corpus
 from ..data.packing import DialogStream
 from ..data.read_dialogs import rendered_dialogs
 from ..data.shards import Shards
@@ -67,11 +68,24 @@ class Material:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if folder.exists():
                 return
-            if self.heldout:
-                Shards.write(folder, read_corpus(list(self.text)), tokenizer)
-            else:
-                splits = load_corpus(list(self.text)).splits
-                Shards.write(folder, [*splits["teacher"], *splits["student"]], tokenizer)
+            Shards.write(folder, self._training_text(), tokenizer)
+
+    def counts(self, tokenizer: Tokenizer) -> Counter[int]:
+        """Return how often each token occurs in the text and in the dialogs that are trained on."""
+        found: Counter[int] = Counter()
+        for n, ids in enumerate(self._dialog_ids(tokenizer)):
+            found.update(ids if n % DIALOGS_HELD_OUT else ())
+        for document in self._training_text():
+            found.update(tokenizer.encode(document.text))
+        return found
+
+    def _training_text(self) -> Iterable[Document]:
+        if not self.text:
+            return ()
+        if self.heldout:
+            return read_corpus(list(self.text))
+        splits = load_corpus(list(self.text)).splits
+        return [*splits["teacher"], *splits["student"]]
 
     def held_out(self, tokenizer: Tokenizer, n_tokens: int) -> list[HeldOut]:
         """Return about ``n_tokens`` tokens of held-out pieces, the same texts for every tokenizer."""

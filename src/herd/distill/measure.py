@@ -1,8 +1,8 @@
 """Measure students against their teacher on held-out text: bits per byte, KL divergence, next-token accuracy.
 
-A student with a trimmed vocabulary is compared in its own tokens: the teacher reads them too, and its
-prediction is folded onto them. Bits per byte do not depend on the tokens. Each model has them in its own, so
-they decide between students of different vocabularies.
+A student with a trimmed vocabulary is compared in its own tokens. The teacher reads the text in its tokens,
+and its predictions are divided among the student's (`vocab.py`). Bits per byte do not depend on the tokens.
+Each model has them in its own, so they decide between students of different vocabularies.
 
 The teacher runs once per vocabulary. Its final hidden states are kept on disk, in fp16, and only its head is
 applied again for each student. An interrupted run continues with the batch it was at.
@@ -25,12 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.batch import IGNORE, Batch
 from ..errors import DataError
 from ..evals.bootstrap import Interval, paired_difference, ratio_interval
 from ..evals.windows import HeldOut, WindowScore, windows
 from ..files import write_atomically
 from ..llama.model import LlamaLM
-from .vocab import VocabCut, fold
+from .vocab import TINY, VocabCut, WholeRows, fold, read_whole
 
 CHUNK = 256
 """Tokens whose logits of both models are in memory at a time."""
@@ -109,13 +110,17 @@ class Yardstick:
         sums = torch.zeros(6, len(self.documents), dtype=torch.float64)
         for number, batch in enumerate(self._batches()):
             theirs_ND = torch.from_numpy(np.load(self._files[number])).to(self.teacher.device)
-            ours_ND = theirs_ND if student is None else self._hidden(student, batch, None)
+            ours_ND = (
+                theirs_ND if student is None else self._hidden(student, batch, read_whole(rows(batch), None))
+            )
             self.on_batch(number + 1, len(self._files))
-            scored_BT = batch.targets_BT != -100
+            scored_BT = batch.targets_BT != IGNORE
+            begun = () if self.cut is None else read_whole(rows(batch), self.cut).after(scored_BT.nonzero())
             owner_N = batch.document_B[:, None].expand(scored_BT.shape)[scored_BT]
             targets_N = batch.targets_BT[scored_BT]
             for chunk in torch.arange(len(owner_N)).split(CHUNK):
-                values = self._compare(theirs_ND[chunk], ours_ND[chunk], student, targets_N[chunk])
+                log_p_CW = self._teachers(theirs_ND[chunk], begun[chunk[0] : chunk[-1] + 1])
+                values = self._compare(log_p_CW, ours_ND[chunk], student, targets_N[chunk])
                 sums.index_add_(1, owner_N[chunk], values.double().cpu())
         bits, kl, agree, hits, teacher_hits, n_tokens = sums.tolist()
         n_bytes = [float(document.n_bytes) for document in self.documents]
@@ -128,7 +133,7 @@ class Yardstick:
         """Write the teacher's hidden states of the batches that are not on disk."""
         for number, (batch, path) in enumerate(zip(self._batches(), self._files, strict=True)):
             if not path.exists():
-                found_ND = self._hidden(self.teacher, batch, self.cut)
+                found_ND = self._hidden(self.teacher, batch, read_whole(rows(batch), self.cut))
                 file = io.BytesIO()
                 np.save(file, found_ND.half().cpu().numpy())
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,38 +141,50 @@ class Yardstick:
             self.on_batch(number + 1, len(self._files))
 
     @torch.inference_mode()
-    def _hidden(self, model: LlamaLM, batch: WindowScore, cut: VocabCut | None) -> Tensor:
-        """Return the hidden states (N, D) of the scored tokens of a batch."""
-        tokens_BT = batch.tokens_BT if cut is None else cut.kept_W[batch.tokens_BT]
+    def _hidden(self, model: LlamaLM, batch: WindowScore, read: WholeRows) -> Tensor:
+        """Return the hidden states (N, D) that predict the scored tokens of a batch."""
+        b_N, t_N = (batch.targets_BT != IGNORE).nonzero().T
         with autocast(model, self.compute):
-            hidden_BTD = model(tokens_BT.to(model.device))
-        return hidden_BTD[(batch.targets_BT != -100).to(model.device)]
+            hidden_BTD = model(read.batch.tokens_BT.to(model.device))
+        return hidden_BTD[b_N, read.source_BT[b_N, t_N]]
+
+    @torch.inference_mode()
+    def _teachers(self, hidden_CD: Tensor, begun: Sequence[tuple[int, ...]]) -> Tensor:
+        """Return the teacher's log-probabilities in the student's vocabulary, (C, W)."""
+        log_p_CV = self._logits(self.teacher, hidden_CD).log_softmax(-1)
+        if self.cut is None:
+            return log_p_CV
+        return fold(log_p_CV.exp(), self.cut, begun).clamp(min=TINY).log()
 
     @torch.inference_mode()
     def _compare(
-        self, theirs_CD: Tensor, ours_CD: Tensor, student: LlamaLM | None, targets_C: Tensor
+        self, log_p_CW: Tensor, ours_CD: Tensor, student: LlamaLM | None, targets_C: Tensor
     ) -> Tensor:
         """Return (6, C): bits, KL, equal choice, right choice, teacher's right choice and 1 per token."""
-        targets_C = targets_C.to(theirs_CD.device)
-        log_p_CW = self._logits(self.teacher, theirs_CD).log_softmax(-1)
-        if self.cut is not None:
-            log_p_CW = fold(log_p_CW.exp(), self.cut).clamp(min=1e-30).log()
+        targets_C = targets_C.to(log_p_CW.device)
         log_q_CW = log_p_CW if student is None else self._logits(student, ours_CD).log_softmax(-1)
         nll_C = -log_q_CW.gather(1, targets_C[:, None])[:, 0]
         kl_C = (log_p_CW.exp() * (log_p_CW - log_q_CW)).sum(-1).clamp(min=0)
         first_C, teachers_C = log_q_CW.argmax(-1), log_p_CW.argmax(-1)
-        rows = (
+        values = (
             nll_C / math.log(2),
             kl_C,
             first_C == teachers_C,
             first_C == targets_C,
             teachers_C == targets_C,
         )
-        return torch.stack([*(row.float() for row in rows), torch.ones_like(nll_C)])
+        return torch.stack([*(value.float() for value in values), torch.ones_like(nll_C)])
 
     def _logits(self, model: LlamaLM, hidden_CD: Tensor) -> Tensor:
         with autocast(model, self.compute):
             return model.lm_head(hidden_CD.to(model.dtype)).float()
+
+
+def rows(batch: WindowScore) -> Batch:
+    """Return the rows of a batch of windows, their padding as a document of its own."""
+    scored_BT = batch.targets_BT != IGNORE
+    padding_BT = scored_BT.flip(1).cumsum(1).flip(1) == 0
+    return Batch(batch.tokens_BT, batch.targets_BT, documents_BT=padding_BT.long())
 
 
 def autocast(model: LlamaLM, compute: torch.dtype) -> Any:

@@ -140,10 +140,10 @@ class LibraryTokenizer(Tokenizer):
         """Return the content of `tokenizer.json`. It lacks a BOS that only `add_bos` puts there."""
         return self._library.to_str()
 
-    def first_pieces(self, words: Iterable[str]) -> list[int]:
-        """Return the id of the first token that each of the spellings of other tokens is merged to."""
+    def pieces_of(self, words: Iterable[str]) -> list[list[int]]:
+        """Return the ids that each of the spellings of other tokens is merged to."""
         model = self._library.model
-        return [model.tokenize(word)[0].id for word in words]
+        return [[token.id for token in model.tokenize(word)] for word in words]
 
     @cached_property
     def _tokens(self) -> list[bytes]:

@@ -154,10 +154,10 @@ class RanksTokenizer(Tokenizer):
         in_order = sorted(self.ranks, key=self.ranks.__getitem__)
         return in_order + [self._special_names[id_].encode() for id_ in range(self.n_ranks, self.vocab_size)]
 
-    def first_pieces(self, tokens: Iterable[bytes]) -> list[int]:
-        """Return the id of the first token that each of the tokens of another vocabulary is encoded to."""
+    def pieces_of(self, tokens: Iterable[bytes]) -> list[list[int]]:
+        """Return the ids that each of the tokens of another vocabulary is encoded to."""
         encode = self._encoding._core_bpe.encode_single_piece
-        return [encode(token)[0] for token in tokens]
+        return [encode(token) for token in tokens]
 
     @cached_property
     def sha256(self) -> str:

@@ -1,9 +1,9 @@
-"""Make a smaller vocabulary of a BPE tokenizer: keep a prefix of its merges.
+"""Make a smaller vocabulary of a BPE tokenizer: keep the merges that a text needs most, or the first ones.
 
-Byte-pair encoding applies merges in a fixed order, so a tokenizer with the first merges only splits text as
-the whole one does before its later merges are applied. Nothing is lost: every text that the whole vocabulary
-can express comes back, in more tokens. Choosing tokens by their frequency would not have this property,
-because a token is only reached through all the tokens that it is merged from.
+Byte-pair encoding applies merges in a fixed order, and a token is only reached through the tokens that it is
+merged from. So a token is kept together with those. A word whose tokens are all kept is then split as before,
+because each merge that leads to them is still there and still comes first. Other words come back too, in more
+tokens. Without a text, a prefix of the merges is kept.
 
 The tokens that remain get new ids in the order of the old ones.
 """
@@ -11,10 +11,12 @@ The tokens that remain get new ids in the order of the old ones.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import TokenizerError
+from .ranks import last_merge
 from .ranks_tokenizer import RanksTokenizer
 from .tokenizer import Tokenizer
 
@@ -24,45 +26,86 @@ class TrimmedVocabulary:
     """A tokenizer with fewer tokens.
 
     ``kept`` are the old ids of its tokens, ascending, so the token of new id ``n`` was ``kept[n]``.
-    ``first_piece`` has an entry for every old id: the new id of the same token, or of the first piece that a
-    dropped token is now split into.
+    ``pieces`` has an entry for every old id: the new ids that its token is now split into, one if it is kept.
     """
 
     tokenizer: Tokenizer
     kept: list[int]
-    first_piece: list[int]
+    pieces: list[list[int]]
 
 
-def trim_vocabulary(tokenizer: Tokenizer, size: int) -> TrimmedVocabulary:
-    """Keep special tokens, bytes, and as many of the first merges as ``size`` tokens have room for.
+def trim_vocabulary(
+    tokenizer: Tokenizer, size: int, counts: Mapping[int, int] | None = None
+) -> TrimmedVocabulary:
+    """Keep special tokens, bytes, and as many merges as ``size`` tokens have room for.
 
-    Raises `TokenizerError` if ``size`` is larger than the vocabulary or has no room for a merge, and for a
-    tokenizer that is not BPE.
+    ``counts`` are the occurrences of ids in a text: tokens that occur more often are kept first, then those
+    that are merged first. Raises `TokenizerError` if ``size`` is larger than the vocabulary or has no room
+    for a merge, and for a tokenizer that is not BPE.
     """
     if size > tokenizer.vocab_size:
         raise TokenizerError(
             f"vocab={size}: {tokenizer.where} has only {tokenizer.vocab_size:,} tokens; ask for fewer"
         )
     if isinstance(tokenizer, RanksTokenizer):
-        return _trim_ranks(tokenizer, size)
-    return _trim_merges(tokenizer, size)
+        return _trim_ranks(tokenizer, size, counts or {})
+    return _trim_merges(tokenizer, size, counts or {})
 
 
-def _trim_ranks(tokenizer: RanksTokenizer, size: int) -> TrimmedVocabulary:
-    dropped = tokenizer.vocab_size - size
-    n_ranks = tokenizer.n_ranks - dropped
-    if n_ranks <= 256:
-        raise _too_small(size, tokenizer.vocab_size - tokenizer.n_ranks + 256)
-    ranks = {token: rank for token, rank in tokenizer.ranks.items() if rank < n_ranks}
-    special = {name: id_ - dropped for name, id_ in tokenizer.special_tokens.items()}
-    small = _with_settings_of(tokenizer, RanksTokenizer(ranks, special), lambda id_: id_ - dropped)
+def _choose(
+    base: Iterable[int],
+    in_order: Sequence[int],
+    parts_of: Callable[[int], tuple[int, int] | None],
+    size: int,
+    counts: Mapping[int, int],
+) -> set[int]:
+    """Return ``size`` ids: ``base``, then the commonest ids that are merged, then the first of ``in_order``.
+
+    ``parts_of`` returns the two ids that an id is merged from, or None if no merge leads to it.
+    """
+    kept = set(base)
+    if size <= len(kept):
+        raise TokenizerError(
+            f"a vocabulary of {size:,} has no room for merges: its special tokens and bytes alone are "
+            f"{len(kept):,}"
+        )
+    for id_ in sorted(counts, key=lambda id_: (-counts[id_], id_)):
+        needed, left = set(), [id_]
+        while left:
+            one = left.pop()
+            if one not in kept and one not in needed:
+                needed.add(one)
+                left += parts_of(one) or ()
+        if len(kept) + len(needed) <= size:
+            kept |= needed
+    for id_ in in_order:
+        if len(kept) == size:
+            break
+        if kept.issuperset(parts_of(id_) or ()):
+            kept.add(id_)
+    return kept
+
+
+def _trim_ranks(tokenizer: RanksTokenizer, size: int, counts: Mapping[int, int]) -> TrimmedVocabulary:
     words = sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
-    first = [*range(n_ranks), *small.first_pieces(words[n_ranks:]), *range(n_ranks, size)]
-    kept = [*range(n_ranks), *range(tokenizer.n_ranks, tokenizer.vocab_size)]
-    return TrimmedVocabulary(small, kept, first)
+    special = range(tokenizer.n_ranks, tokenizer.vocab_size)
+
+    def parts_of(id_: int) -> tuple[int, int] | None:
+        pair = last_merge(words[id_], tokenizer.ranks)
+        return None if pair is None else (tokenizer.ranks[pair[0]], tokenizer.ranks[pair[1]])
+
+    single = [id_ for id_, word in enumerate(words) if len(word) == 1]
+    merged = [id_ for id_, word in enumerate(words) if len(word) > 1]
+    used = {id_: count for id_, count in counts.items() if id_ < tokenizer.n_ranks}
+    kept = sorted(_choose([*single, *special], merged, parts_of, size, used))
+    new = {id_: number for number, id_ in enumerate(kept)}
+    names = {name: new[id_] for name, id_ in tokenizer.special_tokens.items()}
+    ranks = {words[id_]: number for id_, number in new.items() if id_ < tokenizer.n_ranks}
+    small = _with_settings_of(tokenizer, RanksTokenizer(ranks, names), new.__getitem__)
+    return TrimmedVocabulary(small, kept, [*small.pieces_of(words), *([new[id_]] for id_ in special)])
 
 
-def _trim_merges(tokenizer: Tokenizer, size: int) -> TrimmedVocabulary:
+def _trim_merges(tokenizer: Tokenizer, size: int, counts: Mapping[int, int]) -> TrimmedVocabulary:
     from tokenizers import Tokenizer as Library
 
     from .library_tokenizer import LibraryTokenizer
@@ -72,35 +115,43 @@ def _trim_merges(tokenizer: Tokenizer, size: int) -> TrimmedVocabulary:
     model = content["model"]
     if model["type"] != "BPE":
         raise TokenizerError(f"{tokenizer.where}: its model is {model['type']}; only BPE can be trimmed")
-    old: dict[str, int] = dict(model["vocab"])
+    ids: dict[str, int] = dict(model["vocab"])
     names = {token["content"]: token["id"] for token in content["added_tokens"]}
-    merges = [
-        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]
+    parts: dict[int, tuple[int, int]] = {}  # of the first merge that leads to a token
+    merges = [(ids[left], ids[right], ids[left + right]) for left, right in _pairs(model["merges"])]
+    for left, right, both in merges:
+        parts.setdefault(both, (left, right))
+    parts = {id_: pair for id_, pair in parts.items() if id_ not in names.values()}
+    base = (set(ids.values()) - parts.keys()) | set(names.values())
+    used = {id_: count for id_, count in counts.items() if id_ in parts}
+    kept = _choose(base, list(parts), parts.get, size, used)
+    new = {id_: number for number, id_ in enumerate(sorted(kept))}
+    first = {both: n for n, (*_, both) in reversed(list(enumerate(merges)))}
+    last = max(first[id_] for id_ in kept & parts.keys())
+    model["vocab"] = {word: new[id_] for word, id_ in ids.items() if id_ in kept}
+    model["merges"] = [
+        merge
+        for merge, found in zip(model["merges"][: last + 1], merges, strict=False)
+        if kept.issuperset(found)
     ]
-    kept = (old.keys() - {left + right for left, right in merges}) | names.keys()
-    if size <= len(kept):
-        raise _too_small(size, len(kept))
-    n_merges = 0
-    for left, right in merges:
-        if left + right not in kept and len(kept) == size:
-            break
-        kept.add(left + right)
-        n_merges += 1
-    all_ids = old | names
-    ids = sorted(all_ids[word] for word in kept)
-    new = {id_: number for number, id_ in enumerate(ids)}
-    model["vocab"] = {word: new[id_] for word, id_ in old.items() if word in kept}
-    model["merges"] = model["merges"][:n_merges]
     for token in content["added_tokens"]:
         token["id"] = new[token["id"]]
     _renumber(content.get("post_processor"), new)
     library = Library.from_str(json.dumps(content, ensure_ascii=False))
     bos, eos, pad, unk = (tokenizer.token_names.get(f"{role}_token") for role in ("bos", "eos", "pad", "unk"))
     made = LibraryTokenizer(library, bos=bos, eos=eos, pad=pad, unk=unk, add_bos=tokenizer.add_bos)
-    dropped = {id_: word for word, id_ in old.items() if word not in kept}
-    pieces = new | dict(zip(dropped, made.first_pieces(dropped.values()), strict=True))
-    first = [pieces.get(id_, 0) for id_ in range(tokenizer.vocab_size)]
-    return TrimmedVocabulary(_with_settings_of(tokenizer, made, new.__getitem__), ids, first)
+    dropped = {id_: word for word, id_ in ids.items() if id_ not in kept}
+    pieces = {id_: [number] for id_, number in new.items()}
+    pieces |= dict(zip(dropped, made.pieces_of(dropped.values()), strict=True))
+    all_pieces = [pieces.get(id_, [0]) for id_ in range(tokenizer.vocab_size)]
+    return TrimmedVocabulary(_with_settings_of(tokenizer, made, new.__getitem__), sorted(kept), all_pieces)
+
+
+def _pairs(merges: Iterable[Any]) -> Iterable[tuple[str, str]]:
+    """Yield the merges of a `tokenizer.json`, which are strings with a space or lists of two."""
+    for merge in merges:
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        yield left, right
 
 
 def _with_settings_of(tokenizer: Tokenizer, small: Any, renumbered: Any) -> Any:
@@ -129,9 +180,3 @@ def _renumber(processor: Any, new: dict[int, int]) -> None:
                 token["ids"] = [new[id_] for id_ in token["ids"]]
         else:
             _renumber(value, new)
-
-
-def _too_small(size: int, least: int) -> TokenizerError:
-    return TokenizerError(
-        f"a vocabulary of {size:,} has no room for merges: its special tokens and bytes alone are {least:,}"
-    )
