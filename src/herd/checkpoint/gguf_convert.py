@@ -21,6 +21,7 @@ from ..files import require_free_space
 from ..llama.config import ModelConfig
 from ..quant.formats import F16, Format, Scheme, find_format, scheme
 from ..quant.random import random_rows_of
+from ..text import Tokenizer
 from .convert import ImportSource
 from .folder import write_checkpoint
 from .gguf import FILE, gguf_file
@@ -86,11 +87,17 @@ def quantize_folder(
 
 
 def write_random(
-    out: str | Path, config: ModelConfig, plan: Scheme, seed: int = 0, *, progress: Progress | None = None
+    out: str | Path,
+    config: ModelConfig,
+    plan: Scheme,
+    seed: int = 0,
+    *,
+    tokenizer: Tokenizer | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Write a GGUF file with the random weights of `quant.random.random_quantized`, to measure speed.
 
-    It has no tokenizer: ``tokenizer.ggml.model`` is "none". llama.cpp can run such a file.
+    Without a tokenizer, ``tokenizer.ggml.model`` is "none". llama.cpp can run such a file too.
     """
     formats = plan.plan(config)
     rows_of = random_rows_of(config, formats, seed)
@@ -98,7 +105,7 @@ def write_random(
     key = key_of([], do="random", config=config, formats=sorted(formats.items()), seed=seed)
     with resumable_file(Path(out), key) as (path, journal):
         pieces, name = lambda param: [rows_of(param)], f"random-{seed}"
-        write_model(path, config, formats, pieces, None, name=name, progress=progress, journal=journal)
+        write_model(path, config, formats, pieces, tokenizer, name=name, progress=progress, journal=journal)
 
 
 def import_gguf(

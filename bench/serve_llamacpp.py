@@ -1,0 +1,200 @@
+"""Serve the same blocks with Herd and with llama.cpp's server to the same clients, in turns.
+
+    cmake -S LLAMA.CPP -B build -DGGML_NATIVE=ON -DLLAMA_CURL=OFF && cmake --build build --target llama-server
+    HERD_TEST_DATA=../shared/data python bench/serve_llamacpp.py --server build/bin/llama-server [--commit]
+
+The source of llama.cpp is in the package of llama-cpp-python (`vendor/llama.cpp`). Random weights of a published
+shape, with Meta's tokenizer. Each server keeps its model and waits while the other one works. In a round, every
+client sends its requests one after the other: a text of its own of about 256 tokens, 64 tokens of answer, streamed.
+Both servers are started as users start them, with as many places as there are clients. A ratio is the median of the
+rounds' ratios. About 15 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import httpx
+import numpy as np
+
+from common import DATA, WORK, bench_parser, save_receipt
+from herd.checkpoint import write_random
+from herd.llama import SIZES
+from herd.machine import cores
+from herd.quant import scheme
+from herd.report.receipt import Value
+from herd.text import Tokenizer
+
+PROMPT_CHARS, NEW = 1000, 64
+CONTEXT = 1024
+"""Tokens of each place: the longest prompt and answer."""
+MOST_SECONDS = 600
+
+
+def file_of(work: Path, size: str, quant: str) -> Path:
+    """Return the file of the weights, written if it is not there."""
+    path = work / f"{size}-{quant}-tokenizer.gguf"
+    if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        tokenizer = Tokenizer.from_file(DATA / "llama3_tokenizer" / "tokenizer.model")
+        write_random(path, SIZES[size], scheme(quant), tokenizer=tokenizer)
+    return path
+
+
+class Server:
+    """A server in its own process. Use it as a context manager, which ends the process."""
+
+    def __init__(self, words: list[str], log: Path) -> None:
+        with closing(socket.socket()) as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+        # llama.cpp's threads must wait as its authors chose, and not as the shell says
+        environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                [*words, "--port", str(self.port)], stdout=file, stderr=subprocess.STDOUT, env=environment
+            )
+        self._log = log
+
+    def __enter__(self) -> Server:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                if httpx.get(f"http://127.0.0.1:{self.port}/v1/models", timeout=5).status_code == 200:
+                    return self
+            except httpx.TransportError:
+                pass
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"a server did not start:\n{self._log.read_text()[-3000:]}")
+            time.sleep(0.2)
+
+    def __exit__(self, *exc: object) -> None:
+        self._process.terminate()
+        self._process.wait(60)
+
+
+async def answer(client: httpx.AsyncClient, prompt: str) -> tuple[int, float]:
+    """Return the tokens of a streamed answer, and the seconds until its first."""
+    body = {
+        "model": "m", "prompt": prompt, "max_tokens": NEW, "stream": True, "temperature": 0.8,
+        "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    start, first, tokens = time.perf_counter(), 0.0, 0
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        response.raise_for_status()
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            first = first or time.perf_counter() - start
+            usage = json.loads(line[6:]).get("usage")
+            tokens = usage["completion_tokens"] if usage else tokens
+    return tokens, first
+
+
+async def load(server: Server, prompts: list[list[str]]) -> tuple[float, float]:
+    """Let a client for each list send its prompts. Return tokens per second and the 95th percentile of TTFT."""
+    limits = httpx.Limits(max_connections=len(prompts))
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{server.port}", timeout=MOST_SECONDS, limits=limits
+    ) as client:
+
+        async def one(texts: list[str]) -> list[tuple[int, float]]:
+            return [await answer(client, text) for text in texts]
+
+        start = time.perf_counter()
+        found = [pair for pairs in await asyncio.gather(*map(one, prompts)) for pair in pairs]
+        seconds = time.perf_counter() - start
+    return sum(n for n, _ in found) / seconds, float(np.percentile([first for _, first in found], 95))
+
+
+def main() -> None:
+    parser = bench_parser(__doc__)
+    parser.add_argument(
+        "--server", type=Path, default=WORK / "llama-server" / "build" / "bin" / "llama-server"
+    )
+    parser.add_argument("--size", default="1B", choices=list(SIZES))
+    parser.add_argument("--quant", default="q4")
+    parser.add_argument("--clients", type=int, nargs="+", default=[8, 32])
+    parser.add_argument(
+        "--requests", type=int, default=48, help="requests of a round, divided among the clients"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    file, threads = file_of(WORK, args.size, args.quant), str(cores())
+    text = (DATA / "wikitext2" / "test.txt").read_text(encoding="utf-8")
+    places = iter(range(0, len(text) - PROMPT_CHARS, PROMPT_CHARS))
+    values: dict[str, Value] = {}
+    for n in args.clients:
+        with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+            store = str(Path(folder) / "serve.db")
+            herd = [sys.executable, "-m", "herd", "serve", str(file), "--parallel", str(n), "--context", str(CONTEXT),
+                    "--threads", threads, "--store", store, "--no-page"]  # fmt: skip
+            llama = [str(args.server), "-m", str(file), "-np", str(n), "-c", str(n * CONTEXT), "-t", threads]
+            servers = {
+                name: stack.enter_context(Server(words, Path(folder) / f"{name}.log"))
+                for name, words in {"herd": herd, "llama.cpp": llama}.items()
+            }
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in servers}
+            for round_ in range(args.rounds + 1):  # the first warms both up
+                for name, server in servers.items():
+                    each = 1 if round_ == 0 else max(1, args.requests // n)
+                    prompts = [[_slice(text, next(places)) for _ in range(each)] for _ in range(n)]
+                    pair = asyncio.run(load(server, prompts))
+                    print(
+                        f"{n} clients, round {round_}, {name}: {pair[0]:.1f} tokens/s, TTFT {pair[1]:.2f} s",
+                        flush=True,
+                    )
+                    if round_:
+                        found[name].append(pair)
+        values |= compared(n, found)
+    save_receipt(
+        "serve-llamacpp", commit=args.commit,
+        what=f"{args.size} shape, {args.quant}, served by Herd and by llama.cpp's server to the same clients",
+        values=values, seed=0, rivals={"llama.cpp server": version(args.server)},
+        notes=f"{threads} threads; {args.rounds} rounds of {args.requests} requests of about 256 + {NEW} tokens",
+    )  # fmt: skip
+
+
+def _slice(text: str, start: int) -> str:
+    return text[start : start + PROMPT_CHARS]
+
+
+def compared(n: int, found: dict[str, list[tuple[float, float]]]) -> dict[str, Value]:
+    """Return the medians of both, and the medians of the rounds' ratios with their bars."""
+    import torch
+
+    least = 1.8 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 1.3
+    values = {}
+    for name, pairs in found.items():
+        rates, firsts = zip(*pairs, strict=True)
+        values[f"{n} clients, {name}: speed"] = Value(statistics.median(rates), "tokens/s")
+        values[f"{n} clients, {name}: TTFT, 95th percentile"] = Value(statistics.median(firsts), "s")
+    both = list(zip(found["herd"], found["llama.cpp"], strict=True))
+    faster, sooner = ([ours[i] / theirs[i] for ours, theirs in both] for i in (0, 1))
+    speed, wait = statistics.median(faster), statistics.median(sooner)
+    values[f"{n} clients: speed, Herd / llama.cpp"] = Value(
+        speed, "×", min(faster), max(faster), bar=f"≥ {least}", passed=speed >= least
+    )
+    values[f"{n} clients: TTFT, Herd / llama.cpp"] = Value(
+        wait, "×", min(sooner), max(sooner), bar="< 1", passed=wait < 1
+    )
+    return values
+
+
+def version(server: Path) -> str:
+    done = subprocess.run([server, "--version"], capture_output=True, text=True, check=False)
+    return (done.stdout + done.stderr).strip().splitlines()[0]
+
+
+if __name__ == "__main__":
+    main()
