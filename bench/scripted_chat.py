@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from herd.serve import pages
+from herd.serve.settings import ServeSettings
 
 Item = str | float | dict[str, Any]
 Script = Callable[[dict[str, Any]], Iterable[Item]]
@@ -36,6 +37,7 @@ class ScriptedChat:
         ]
         self.bodies: list[dict[str, Any]] = []
         self.app = FastAPI(openapi_url=None)
+        self.app.state.settings = ServeSettings()
         self.app.include_router(pages.router)
         self.app.add_api_route("/v1/models", self._models, methods=["GET"])
         self.app.add_api_route("/v1/chat/completions", self._chat, methods=["POST"], response_model=None)

@@ -81,7 +81,7 @@ def open_page(browser):
         context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}} | options)
         context.add_init_script(WATCH + script)
         page = context.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(30_000)
         opened.append((page, Watched(page, url.partition("?")[0])))
         page.goto(url)
         page.wait_for_selector("#models > *, dialog[open]")
@@ -681,13 +681,42 @@ def test_tools_on_the_server_are_switched_on_and_their_calls_are_shown(tokenizer
         assert page.locator(".step summary code").inner_text() == "code_interpreter"
         page.click(".step summary")
         assert next(text.strip() for text in page.locator(".step pre").all_inner_texts()) == "print(6 * 7)"
-        assert "42" in page.locator(".step pre").nth(1).inner_text()
+        assert page.locator(".step pre").nth(1).inner_text() == "42"
+        assert page.locator(".step summary small").inner_text() == "42"
         assert page.locator(".answer .text strong").inner_text() == "42"
         page.reload()
         page.wait_for_selector(".step")  # it is kept with the chat
         ask(page, "and again?")
         text = tokenizer.decode(loop.requests[-1].prompt_ids)
         assert text.index("print(6 * 7)") < text.index("and again?")  # and is sent with it
+
+
+@pytest.mark.parametrize(
+    "content, ok, shown",
+    [
+        ("completed\n[stdout]4\n[/stdout] 2\n[/stdout]", True, "4\n[/stdout] 2"),
+        ("completed", True, "The program printed nothing."),
+        (
+            "failed\n[stderr]code_interpreter: time limit of 5 s[/stderr]",
+            False,
+            "code_interpreter: time limit of 5 s",
+        ),
+        ("completed\n[stdout]a[/stdout]\n[stderr]b[/stderr]", True, "a\nb"),
+        ("anything else", True, "anything else"),
+    ],
+)
+def test_the_card_of_a_program_shows_what_it_printed(chat, open_page, content, ok, shown):
+    step = {"id": "c", "name": "code_interpreter", "arguments": '{"code": "print(42)"}'}
+    chat.script = lambda body: [
+        {"herd_steps": [step]},
+        {"herd_steps": [{**step, "content": content, "ok": ok}]},
+        "Done.",
+    ]
+    page = open_page(chat.url)
+    ask(page, "six times seven")
+    page.click(".step summary")
+    assert texts(page, ".step h5") == ["Program", "Output" if ok else "Error"]
+    assert page.locator(".step pre").nth(1).inner_text() == shown
 
 
 def test_an_administrator_sees_usage_and_manages_keys_and_prompts(served, store, open_page):

@@ -237,19 +237,28 @@ class Answer extends Component {
 // A call that the server has run, or is running, with its result.
 function StepCard({ name, arguments: given, content, ok }) {
   const known = content !== undefined;
+  const isProgram = name === "code_interpreter";
+  const result = isProgram && known ? printed(content) : content;
   return html`<details class=${known && !ok ? "step failed" : "step"}>
     <summary>
       ${icon("tool")}<code>${name}</code>
-      <small>${known ? content.replace(/\s+/g, " ").slice(0, 60) : "running on the server…"}</small>
+      <small>${known ? result.replace(/\s+/g, " ").slice(0, 60) : "running on the server…"}</small>
     </summary>
-    <h5>Arguments</h5>
+    <h5>${isProgram ? "Program" : "Arguments"}</h5>
     <pre tabindex="0">${program(given)}</pre>
     ${
       known &&
-      html`<h5>${ok ? "Result" : "Error"}</h5>
-        <pre tabindex="0">${content}</pre>`
+      html`<h5>${!ok ? "Error" : isProgram ? "Output" : "Result"}</h5>
+        <pre tabindex="0">${result}</pre>`
     }
   </details>`;
+}
+
+// Returns what a program printed. The model reads it after "completed" or "failed", and between tags.
+function printed(content) {
+  const parts = /^(?:completed|failed)(?:\n\[stdout\]([^]*?)\[\/stdout\])?(?:\n\[stderr\]([^]*?)\[\/stderr\])?$/.exec(content);
+  if (!parts) return content;
+  return parts.slice(1).filter(Boolean).join("\n").trim() || "The program printed nothing.";
 }
 
 // Returns a program that was run as it is, and other arguments as JSON.
