@@ -71,6 +71,14 @@ def short_name(dtype: torch.dtype) -> str:
     return parse_dtype(str(dtype))
 
 
+def fast_dtype() -> str:
+    """Return the dtype to compute in on this machine: bf16, or fp32 on a CPU without bf16 products."""
+    import torch
+
+    fast = (torch.cuda.is_available, torch.cpu._is_avx512_bf16_supported, torch.cpu._is_amx_tile_supported)
+    return "bf16" if any(is_fast() for is_fast in fast) else "fp32"
+
+
 def nbytes_per_value(name: str) -> int:
     """Return the bytes of one value in the number format ``name``."""
     return DTYPES[parse_dtype(name)].nbytes

@@ -134,7 +134,9 @@ def check_tensors(file: GGUF, config: ModelConfig) -> dict[str, TensorEntry]:
         if entry.shape != shape:
             raise CheckpointError(f"{file.path}: {theirs} has shape {list(entry.shape)}, not {list(shape)}")
         if entry.format.name in _NOT_WEIGHTS:
-            raise CheckpointError(f"{file.path}: {theirs} is {entry.format.name}, no type for weights")
+            raise CheckpointError(
+                f"{file.path}: {theirs} is {entry.format.name}, which is not a type for weights"
+            )
         wanted[name] = entry
     known = {entry.name for entry in wanted.values()} | {ROPE_FREQS}
     for theirs in file.tensors:

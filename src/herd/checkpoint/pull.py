@@ -50,8 +50,8 @@ def pulled_already(source: str, name: str) -> Path | None:
 def pull_from_hub(source: str, nbytes: int = 0) -> Path:
     """Download ``hf:ORG/NAME[/FILE][@REVISION]`` and return its folder, or the file.
 
-    A repository of GGUF files needs FILE, unless it has only one. ``nbytes`` is the size of the download, 0
-    where it is not known. Raises `CheckpointError` with the cure for what fails.
+    A repository of GGUF files needs FILE, unless it has only one. ``nbytes`` is the size of the download, or
+    0 if it is not known. Raises `CheckpointError`, which says how to fix the problem.
     """
     repository, file, revision = _parts_of(source)
     if nbytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import CheckpointError, ConfigError
-from .common import MODEL, Json, Kv, Threads, print_json, print_table
+from .common import MODEL, Json, Kv, Threads, print_json, print_table, progress_display
 from .convert import progress_bar
 
 if TYPE_CHECKING:
@@ -23,9 +22,7 @@ if TYPE_CHECKING:
     from ..llama.model import LlamaLM
 
 OVERHEAD_MEMORY = 1_500_000_000
-"""Bytes for the process, the activations and the buffer that measures memory speed: all but weights and
-cache.
-"""
+"""Bytes of everything but weights and cache: the process, activations, the buffer that measures memory."""
 
 
 def bench_command(
@@ -141,7 +138,7 @@ class _Random:
 
 
 class _Stored:
-    """A checkpoint."""
+    """A checkpoint on disk."""
 
     def __init__(self, model: str) -> None:
         from .. import checkpoint
@@ -186,12 +183,18 @@ def _measured(
     model: LlamaLM, works: list[Work], rounds: int, steps: int, kv: str, seed: int, rival: LlamaCpp | None
 ) -> dict[str, Any]:
     import torch
+    from rich.progress import BarColumn, MofNCompleteColumn
 
     from ..evals.speed import measure_speed, overhead_seconds, scheme_of
     from ..kernels.bandwidth import MemoryReader
     from ..machine import resident_memory
 
-    with _progress() as progress:
+    with progress_display("{task.description}", BarColumn(), MofNCompleteColumn()) as bar:
+        task = bar.add_task("", total=None)
+
+        def progress(name: str, done: int, total: int) -> None:
+            bar.update(task, description=name, completed=done, total=total)
+
         reader = MemoryReader()
         records = measure_speed(
             model, works, rounds=rounds, steps=steps, bandwidth=reader.measure, rival=rival,
@@ -224,12 +227,9 @@ def _rival(source: _Random | _Stored, context: int, batch: int) -> Iterator[Llam
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """Show the current measurement on stderr, if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import BarColumn, MofNCompleteColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    console, silent = Console(file=sys.stderr), not sys.stderr.isatty()
-    with Progress(*columns, console=console, transient=True, disable=silent) as bar:
+    with progress_display("{task.description}", BarColumn(), MofNCompleteColumn()) as bar:
         task = bar.add_task("", total=None)
         yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
 

@@ -19,19 +19,10 @@ if TYPE_CHECKING:
     from ..serve.keys import KeyInfo
     from ..serve.store import Store
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Manage the keys of `herd serve`: create, list, change, revoke, rotate, prices, usage, backup.",
-)
-
-Place = Annotated[
-    str | None,
-    typer.Option(
-        "--store", help="File or URL of the keys (default: HERD_STORE, or ~/.local/share/herd/serve.db)."
-    ),
-]
+HELP = "Manage the keys of `herd serve`: create, list, change, revoke, rotate, prices, usage, backup."
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, help=HELP)
+STORE_HELP = "File or URL of the keys (default: HERD_STORE, or ~/.local/share/herd/serve.db)."
+Place = Annotated[str | None, typer.Option("--store", help=STORE_HELP)]
 Key = Annotated[str, typer.Argument(help="The key's name or id.")]
 
 
@@ -82,18 +73,12 @@ def create_command(
     if len(currencies) > 1:
         raise typer.BadParameter(f"--budget: one currency for all, not {' and '.join(sorted(currencies))}")
     try:
-        policy = KeyPolicy.model_validate(
-            {
-                "scopes": SCOPES if admin else scopes or USER_SCOPES,
-                "models": models or None,
-                "cache_group": cache_group,
-                "requests_per_minute": requests_per_minute,
-                "tokens_per_minute": tokens_per_minute,
-                "concurrent": concurrent,
-                "budgets": [budget for budget, _ in parsed],
-                "tools": _names(tools),
-            }
-        )
+        policy = KeyPolicy(
+            scopes=frozenset(SCOPES) if admin else frozenset(scopes) or USER_SCOPES,  # type: ignore[arg-type]
+            models=frozenset(models) or None, cache_group=cache_group, tools=frozenset(_names(tools)),
+            requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
+            concurrent=concurrent, budgets=tuple(budget for budget, _ in parsed),
+        )  # fmt: skip
     except ValidationError as error:
         raise _malformed(error) from None
     made = _with_store(
@@ -126,16 +111,10 @@ def list_command(
     elif not infos:
         print("no keys; create one with: herd keys create NAME")
     else:
-        rows = [
-            [
-                info.id,
-                info.name,
-                info.state(now_ms()),
-                _time(info.expires_ms) or "never",
-                _limits(info, currency),
-            ]
-            for info in infos
-        ]
+        rows = []
+        for info in infos:
+            expires = _time(info.expires_ms) or "never"
+            rows.append([info.id, info.name, info.state(now_ms()), expires, _limits(info, currency)])
         print_table(["id", "name", "state", "expires", "limits"], rows, left=5)
 
 
@@ -175,7 +154,7 @@ def change_command(
 
 @app.command("revoke")
 def revoke_command(key: Key, place: Place = None) -> None:
-    """Revoke a key for ever. Answers that it has open end within a second."""
+    """Revoke a key forever. Answers that it has open end within a second."""
     from ..serve.keys import revoke_key
 
     info = _with_store(place, lambda store, actor: revoke_key(store, key, actor))
@@ -261,16 +240,10 @@ def usage_command(
     else:
         header = ["day", "key", "model", "requests", "prompt", "cached", "completion", currency or "money"]
         counts = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
-        table = [
-            [
-                row.day,
-                row.key_name,
-                row.model,
-                *(f"{getattr(row, name):,}" for name in counts),
-                format_money(row.money),
-            ]
-            for row in rows
-        ]
+        table = []
+        for row in rows:
+            used = [f"{getattr(row, name):,}" for name in counts]
+            table.append([row.day, row.key_name, row.model, *used, format_money(row.money)])
         print_table(header, table, left=3)
 
 
@@ -283,16 +256,10 @@ def log_command(place: Place = None, as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
         return
-    table = [
-        [
-            _time(row["at_ms"]),
-            row["actor"],
-            row["act"],
-            row["target"],
-            " ".join(map(str, row["details"].values())),
-        ]
-        for row in rows
-    ]
+    table = []
+    for row in rows:
+        details = " ".join(map(str, row["details"].values()))
+        table.append([_time(row["at_ms"]), row["actor"], row["act"], row["target"], details])
     if table:
         print_table(["time (UTC)", "who", "act", "what", "details"], table, left=5)
 
@@ -383,11 +350,8 @@ def _limits(info: KeyInfo, currency: str | None) -> str:
         if limit is not None:
             parts.append(f"{limit:,} {words}")
     for budget in policy.budgets:
-        amount = (
-            f"{budget.amount:,} tokens"
-            if budget.unit == "tokens"
-            else f"{format_money(budget.amount)} {currency}"
-        )
+        money = f"{format_money(budget.amount)} {currency}"
+        amount = f"{budget.amount:,} tokens" if budget.unit == "tokens" else money
         parts.append(f"{amount}/{budget.period}")
     if policy.tools:
         parts.append(f"tools {', '.join(sorted(policy.tools))}")

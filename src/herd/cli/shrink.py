@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..dtypes import fast_dtype
 from ..errors import ConfigError
 from .common import MODEL, RUN, Json, RunFirst, Threads, print_json, print_table
 
@@ -85,12 +86,14 @@ def shrink_command(
 
     Ends with exit code 1 if a step made the model worse, or if the student is worse than a control.
     """
-    found = _settings(
-        model, to, vocab, text, dialogs, heldout, tokens, race_tokens, arms, context, batch, lr, dtype,
-        heldout_tokens, seed, gguf, own_text, sweep_tokens, qad_tokens=qad_tokens,
-        correct_tokens=correct_teacher, tasks=tuple(task), task_data=task_data, task_limit=task_limit,
+    settings = _settings(
+        dtype, model=model, to=to, vocab=vocab, text=text, dialogs=dialogs, heldout=heldout,
+        own_text=own_text, tokens=tokens, race_tokens=race_tokens, arms=arms, context=context,
+        batch_size=batch, lr=lr, sweep_tokens=sweep_tokens, heldout_tokens=heldout_tokens, seed=seed,
+        gguf=gguf, qad_tokens=qad_tokens, correct_tokens=correct_teacher, tasks=task, task_data=task_data,
+        task_limit=task_limit,
     )  # fmt: skip
-    shrinker = _shrinker(found, out)
+    shrinker = _shrinker(settings, out)
     if dry_run:
         _print_forecast(shrinker, as_json)
         return
@@ -111,11 +114,14 @@ def race_command(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Distil every planned shape briefly, with controls of the best one, and print the order."""
-    found = _settings(model, to, vocab, text, dialogs, heldout, race_tokens, race_tokens, arms, context,
-                      batch, lr, dtype, heldout_tokens, seed, None, False, sweep_tokens)  # fmt: skip
     if to is None:
         raise ConfigError("a race is between shapes of one budget: give --to, e.g. --to params=95M")
-    shrinker = _shrinker(found, out)
+    settings = _settings(
+        dtype, model=model, to=to, vocab=vocab, text=text, dialogs=dialogs, heldout=heldout,
+        tokens=race_tokens, race_tokens=race_tokens, arms=arms, context=context, batch_size=batch, lr=lr,
+        sweep_tokens=sweep_tokens, heldout_tokens=heldout_tokens, seed=seed,
+    )  # fmt: skip
+    shrinker = _shrinker(settings, out)
     best, steps = shrinker.race()
     rows = [{"name": step.name, "n_params": step.n_params} | step.quality.summary() for step in steps]
     if as_json:
@@ -133,24 +139,20 @@ def label_command(
     dtype: Compute = "auto", seed: Seed = 0, out: Out = None, threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Store draws from a teacher's predictions of a text. Several processes may work on the same folder."""
-    sizes = [] if vocab is None else [vocab]
-    found = _settings(
-        model, None, sizes, text, dialogs, heldout, tokens, 0, 1, context, 4, None, dtype, 20_000, seed, None
-    )
-    shop = _workshop(found, out)
+    settings = _settings(
+        dtype, model=model, vocab=_sizes(vocab), text=text, dialogs=dialogs, heldout=heldout, tokens=tokens,
+        context=context, seed=seed, **NO_RACE,
+    )  # fmt: skip
+    shop = _workshop(settings, out)
     folder = shop.targets(vocab or shop.config.vocab_size, tokens, _count("rows labelled"))
     from ..data.targets import Targets
 
     targets = Targets(folder)
-    result = {
-        "folder": str(folder),
-        "nbytes": targets.nbytes,
-        "tokens": targets.spec.n_rows * targets.spec.context,
-    }
+    n_tokens = targets.spec.n_rows * targets.spec.context
     if as_json:
-        print_json(result)
+        print_json({"folder": str(folder), "nbytes": targets.nbytes, "tokens": n_tokens})
     else:
-        print(f"{folder}: targets of {result['tokens']:,} tokens, {targets.nbytes / 1e6:,.1f} MB")
+        print(f"{folder}: targets of {n_tokens:,} tokens, {targets.nbytes / 1e6:,.1f} MB")
 
 
 @app.command("score")
@@ -160,16 +162,16 @@ def score_command(
     dtype: Compute = "auto", seed: Seed = 0, out: Out = None, threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Measure which neurons, heads, channels and layers of a model matter least."""
-    found = _settings(
-        model, None, [], text, dialogs, heldout, 0, 0, 1, context, 4, None, dtype, 20_000, seed, None
-    )
-    shop = _workshop(found, out)
+    settings = _settings(
+        dtype, model=model, text=text, dialogs=dialogs, heldout=heldout, tokens=0, context=context, seed=seed,
+        **NO_RACE,
+    )  # fmt: skip
+    shop = _workshop(settings, out)
     scores, vocab = shop.scores(shop.config.vocab_size), shop.config.vocab_size
     layers = shop.block(vocab, drop) if drop else []
     if as_json:
-        print_json(
-            {name: tensor.tolist() for name, tensor in vars(scores).items()} | {"layers_to_drop": layers}
-        )
+        listed = {name: tensor.tolist() for name, tensor in vars(scores).items()}
+        print_json(listed | {"layers_to_drop": layers})
         return
     rows = []
     for layer, (heads, neurons) in enumerate(zip(scores.heads_LH, scores.neurons_LF, strict=True)):
@@ -196,31 +198,14 @@ def prune_command(
     from ..distill.measure import Quality
     from ..distill.shapes import Shape
 
-    sizes = [] if vocab is None else [vocab]
-    found = _settings(
-        model,
-        None,
-        sizes,
-        text,
-        dialogs,
-        heldout,
-        0,
-        0,
-        1,
-        context,
-        4,
-        None,
-        dtype,
-        heldout_tokens,
-        seed,
-        None,
-    )
-    shop = _workshop(found, out)
-    wanted = {"n_layers": layers, "ffn_dim": ffn, "dim": width, "n_heads": heads, "vocab_size": vocab}
-    kept_head_dim = {"head_dim": shop.config.head_dim}
-    config = shop.config.replace(
-        **{name: size for name, size in wanted.items() if size is not None} | kept_head_dim
-    )
+    settings = _settings(
+        dtype, model=model, vocab=_sizes(vocab), text=text, dialogs=dialogs, heldout=heldout, tokens=0,
+        context=context, heldout_tokens=heldout_tokens, seed=seed, **NO_RACE,
+    )  # fmt: skip
+    shop = _workshop(settings, out)
+    shape = {"n_layers": layers, "ffn_dim": ffn, "dim": width, "n_heads": heads, "vocab_size": vocab}
+    shape = {name: size for name, size in shape.items() if size is not None}
+    config = shop.config.replace(**shape, head_dim=shop.config.head_dim)
     arm = Arm(Shape(config, "bf16", "bf16", 0.0).label(shop.config), config)
     record = shop.start(arm)
     folder = shop.cells.folder / "arms" / arm.name / "start"
@@ -238,40 +223,28 @@ def prune_command(
 # Settings ---------------------------------------------------------------------------------------------------
 
 
-def _settings(
-    model: str, to: str | None, vocab: list[int], text: list[str], dialogs: list[str], heldout: list[str],
-    tokens: int, race_tokens: int, arms: int, context: int, batch: int, lr: float | None, dtype: str,
-    heldout_tokens: int, seed: int,
-    gguf: str | None, own_text: bool = False, sweep_tokens: int = 0, **more: Any,
-) -> ShrinkSettings:  # fmt: skip
+NO_RACE: dict[str, Any] = {"race_tokens": 0, "arms": 1, "sweep_tokens": 0}
+"""Settings of the verbs that do one part of a run."""
+
+
+def _sizes(vocab: int | None) -> list[int]:
+    return [] if vocab is None else [vocab]
+
+
+def _settings(dtype: str, **fields: Any) -> ShrinkSettings:
     """Return the checked settings of a run. Raises `ConfigError` that names the option."""
     from pydantic import ValidationError
 
     from ..distill.cells import ShrinkSettings
 
+    fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     try:
-        return ShrinkSettings(
-            model=model, to=to, vocab=tuple(vocab), text=tuple(text), dialogs=tuple(dialogs),
-            heldout=tuple(heldout),
-            tokens=tokens, race_tokens=race_tokens, arms=arms, context=context, batch_size=batch, lr=lr,
-            dtype=fast_dtype() if dtype == "auto" else dtype,  # type: ignore[arg-type]
-            heldout_tokens=heldout_tokens, seed=seed, gguf=gguf, own_text=own_text,
-            sweep_tokens=sweep_tokens, **more,
-        )  # type: ignore[arg-type, call-arg]  # fmt: skip
+        chosen: Any = fast_dtype() if dtype == "auto" else dtype
+        return ShrinkSettings(dtype=chosen, **fields)
     except ValidationError as error:
         first = error.errors()[0]
         option = "-".join(map(str, first["loc"])).replace("_", "-")
         raise ConfigError(f"--{option}={first['input']!r}: {first['msg'].lower()}") from error
-
-
-def fast_dtype() -> str:
-    """Return bf16 if this machine multiplies it faster than fp32, else fp32."""
-    import torch
-
-    from ..report.receipt import describe_machine
-
-    flags = describe_machine().get("isa") or ()
-    return "bf16" if torch.cuda.is_available() or {"avx512_bf16", "amx_bf16"} & set(flags) else "fp32"
 
 
 def _folder(settings: ShrinkSettings, out: Path | None) -> Path:
@@ -328,9 +301,8 @@ def _steps() -> Callable[[dict[str, Any]], None]:
 
     def on_step(record: dict[str, Any]) -> None:
         if record["step"] % 20 == 0:
-            _say(
-                f"step {record['step']:,}  loss {record['loss']:.3f}  {record['tokens_per_s']:,.0f} tokens/s"
-            )
+            rate = f"{record['tokens_per_s']:,.0f} tokens/s"
+            _say(f"step {record['step']:,}  loss {record['loss']:.3f}  {rate}")
 
     return on_step
 

@@ -59,7 +59,7 @@ def tune_command(
     check: Annotated[bool, typer.Option("--check", help="Show what would happen, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a model, and compare it with the model before.
+    """Fine-tune a model, and compare it with the model that it started from.
 
     Ctrl-C saves the state of the run, and the same command resumes it.
     """
@@ -159,12 +159,10 @@ def merge_command(
     else:
         _print_lines(_merge_lines(found))
     if not found.written:
-        hint = (
-            "" if gptq or repair else "; try --repair or --gptq, which fit the rounded weights to your data,"
-        )
+        fit = "" if gptq or repair else "--repair or --gptq, which fit the rounded weights to your data, or "
         raise QuantError(
             f"only {100 * found.survived:.0f} % of the update survived {to}, less than {100 * least:.0f} %: "
-            f"was written{hint or ';'} or a format with more bits, or --force"
+            f"nothing was written; try {fit}a format with more bits, or --force"
         )
 
 
@@ -172,18 +170,12 @@ def _merge_lines(found: Any) -> list[tuple[str, str]]:
     lines = [("measured on", f"{found.n_tokens:,} tokens of {found.examples}")]
     if found.tuned_loss is not None:
         losses = (found.base_loss, found.tuned_loss, found.merged_loss)
-        lines.append(
-            (
-                "loss of answers",
-                "base {:.4f}, base + adapter {:.4f}, merged {:.4f} nats/token".format(*losses),
-            )
-        )
+        text = "base {:.4f}, base + adapter {:.4f}, merged {:.4f} nats/token".format(*losses)
+        lines.append(("loss of answers", text))
+    alone = f"by rounding alone: {found.base_rounding_kl:.3g}"
     lines += [
         ("update", f"KL {found.update_kl:.3g} nats/token from the base"),
-        (
-            "rounding",
-            f"KL {found.merged_kl:.3g} from base + adapter (by rounding alone: {found.base_rounding_kl:.3g})",
-        ),
+        ("rounding", f"KL {found.merged_kl:.3g} from base + adapter ({alone})"),
         ("survived", f"{100 * found.survived:.1f} % of the update"),
     ]
     return [*lines, ("written", found.folder)] if found.written else lines
@@ -266,9 +258,8 @@ def language_command(
         say = (lambda line: None) if as_json else print
         found = teach_language(options, on_step=on_step, say=say)
     if as_json:
-        print_json(
-            {"folder": str(found.folder), "fertility": vars(found.fertility), "bits_per_byte": found.bits}
-        )
+        folder_and_fertility = {"folder": str(found.folder), "fertility": vars(found.fertility)}
+        print_json(folder_and_fertility | {"bits_per_byte": found.bits})
         return
     rows = [
         (name, f"{before:.3f}", f"{after:.3f}", f"{100 * (after / before - 1):+.1f} %")

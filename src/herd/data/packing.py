@@ -15,6 +15,7 @@ Shapes: B rows, T = context.
 from __future__ import annotations
 
 import warnings
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,26 +24,70 @@ import numpy as np
 
 from ..errors import DataError
 from .batch import IGNORE, Batch
-from .shuffle import mixed_key, permute
+from .shuffle import epoch_row, mixed_key, permute
 from .stream import as_batch, check_range
 from .text_files import DataWarning
 
 
-class DialogStream:
-    """Packed rows of rendered dialogs.
+class PackedStream(ABC):
+    """Rows that several documents share. Every epoch has another order of the rows.
 
-    ``dialogs`` are objects with ``ids`` and ``mask``, or (ids, mask) pairs. The mask is True for tokens that
-    are trained. ``pad_id`` fills the rest of a row. Padding is a document of its own and never a target.
-    Dialogs of more than ``context + 1`` tokens are left out, with one warning that counts them. Raises
-    DataError if no dialog remains.
+    ``lengths`` are the positions that each member takes. The documents of a member stay in one row.
+    ``pad_id`` fills the rest of a row. Padding is a document of its own and never a target.
     """
 
     packed = True
 
+    def __init__(self, lengths: Sequence[int], context: int, seed: int, pad_id: int) -> None:
+        self.context, self.seed, self.pad_id = context, seed, pad_id
+        # equal lengths are in random order, so that a row does not have a single kind of document only
+        order = permute(np.arange(len(lengths)), len(lengths), mixed_key(seed, 3))
+        self.rows = pack_rows(lengths, context, order.tolist())
+        self.n_rows = len(self.rows)
+
+    def batch(self, position: int, count: int) -> Batch:
+        """Return rows ``position`` to ``position + count``, with documents and positions."""
+        check_range(position, count)
+        return as_batch(*np.stack([self._row(at) for at in range(position, position + count)], axis=1))
+
+    def members(self, position: int) -> list[int]:
+        """Return the members in the row at a position of the stream."""
+        return self.rows[epoch_row(position, self.n_rows, self.seed)]
+
+    @abstractmethod
+    def documents(self, member: int) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+        """Return ids and mask of each document of a member."""
+
+    def _row(self, position: int) -> np.ndarray:
+        """Return tokens, targets, positions and documents of a packed row, (4, T) int64."""
+        tokens_T = np.full(self.context, self.pad_id, dtype=np.int64)
+        targets_T = np.full(self.context, IGNORE, dtype=np.int64)
+        positions_T, documents_T = np.zeros((2, self.context), dtype=np.int64)
+        documents = [each for member in self.members(position) for each in self.documents(member)]
+        at = 0
+        for number, (ids_N, mask_N) in enumerate(documents):
+            end = at + len(ids_N) - 1
+            tokens_T[at:end] = ids_N[:-1]
+            targets_T[at:end] = np.where(mask_N[1:], ids_N[1:], IGNORE)
+            positions_T[at:end] = np.arange(end - at)
+            documents_T[at:end] = number
+            at = end
+        positions_T[at:] = np.arange(self.context - at)
+        documents_T[at:] = len(documents)
+        return np.stack([tokens_T, targets_T, positions_T, documents_T])
+
+
+class DialogStream(PackedStream):
+    """Packed rows of rendered dialogs.
+
+    ``dialogs`` are objects with ``ids`` and ``mask``, or (ids, mask) pairs. The mask is True for tokens that
+    are trained. Dialogs of more than ``context + 1`` tokens are left out, with one warning that counts them.
+    Raises DataError if no dialog remains.
+    """
+
     def __init__(self, dialogs: Iterable[Any], context: int, seed: int, *, pad_id: int) -> None:
         if context < 1:
             raise DataError(f"context={context} must be at least 1 token")
-        self.context, self.seed, self.pad_id = context, seed, pad_id
         self.dialogs: list[tuple[np.ndarray, np.ndarray]] = []
         longest, n_long = 0, 0
         for number, dialog in enumerate(dialogs):
@@ -58,39 +103,11 @@ class DialogStream:
             some = f"{n_long} of {n_long + len(self.dialogs)} dialogs that are longer than context={context}"
             note = f"left out {some} (the longest has {longest} tokens)"
             warnings.warn(note, DataWarning, stacklevel=2)
-        # dialogs of one length are in random order, so that a row does not have a single kind of dialog only
-        order = permute(np.arange(len(self.dialogs)), len(self.dialogs), mixed_key(seed, 3))
-        self.rows = pack_rows([len(ids_N) - 1 for ids_N, _ in self.dialogs], context, order.tolist())
-        self.n_rows = len(self.rows)
+        super().__init__([len(ids_N) - 1 for ids_N, _ in self.dialogs], context, seed, pad_id)
 
-    def batch(self, position: int, count: int) -> Batch:
-        """Return rows ``position`` to ``position + count``, with documents and positions."""
-        check_range(position, count)
-        epoch_B, index_B = np.divmod(np.arange(position, position + count, dtype=np.int64), self.n_rows)
-        numbers = [
-            int(permute(np.array([index]), self.n_rows, mixed_key(self.seed, int(epoch)))[0])
-            for epoch, index in zip(epoch_B, index_B, strict=True)
-        ]
-        arrays = np.stack([self._row(number) for number in numbers], axis=1)
-        return as_batch(*arrays)
-
-    def _row(self, number: int) -> np.ndarray:
-        """Return tokens, targets, positions and documents of a packed row, (4, T) int64."""
-        tokens_T = np.full(self.context, self.pad_id, dtype=np.int64)
-        targets_T = np.full(self.context, IGNORE, dtype=np.int64)
-        positions_T, documents_T = np.zeros((2, self.context), dtype=np.int64)
-        at = 0
-        for document, member in enumerate(self.rows[number]):
-            ids_N, mask_N = self.dialogs[member]
-            end = at + len(ids_N) - 1
-            tokens_T[at:end] = ids_N[:-1]
-            targets_T[at:end] = np.where(mask_N[1:], ids_N[1:], IGNORE)
-            positions_T[at:end] = np.arange(end - at)
-            documents_T[at:end] = document
-            at = end
-        positions_T[at:] = np.arange(self.context - at)
-        documents_T[at:] = len(self.rows[number])
-        return np.stack([tokens_T, targets_T, positions_T, documents_T])
+    def documents(self, member: int) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+        """Return ids and mask of a dialog."""
+        return [self.dialogs[member]]
 
 
 def pack_rows(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> list[list[int]]:

@@ -51,6 +51,12 @@ def permute(index_N: np.ndarray, n: int, secret: int) -> np.ndarray:
     return out_N.astype(np.int64)
 
 
+def epoch_row(position: int, n_rows: int, seed: int) -> int:
+    """Return the row at a position of a stream of ``n_rows`` rows that every epoch has in another order."""
+    epoch, row = divmod(position, n_rows)
+    return int(permute(np.array([row]), n_rows, mixed_key(seed, epoch))[0])
+
+
 def generator(*numbers: int) -> np.random.Generator:
     """Return numpy's generator, seeded by several integers. It draws the same numbers on every machine."""
     return np.random.default_rng(mixed_key(*numbers))

@@ -38,7 +38,7 @@ from ..errors import DataError
 from ..files import write_json
 from .batch import Batch
 from .shards import digest_of
-from .shuffle import mixed_key, permute
+from .shuffle import epoch_row
 from .stream import check_range
 
 FORMAT = "herd-targets-1"
@@ -308,14 +308,8 @@ class TargetStream:
     def batch(self, position: int, count: int) -> Batch:
         """Return rows ``position`` to ``position + count``."""
         check_range(position, count)
-        epoch_B, index_B = np.divmod(np.arange(position, position + count, dtype=np.int64), self.n_rows)
-        rows = [
-            self.targets.row(
-                int(permute(np.array([index]), self.n_rows, mixed_key(self.seed, int(epoch)))[0])
-            )
-            for epoch, index in zip(epoch_B, index_B, strict=True)
-        ]
-        return joined_rows(rows, self.targets.spec.n_draws)
+        numbers = [epoch_row(at, self.n_rows, self.seed) for at in range(position, position + count)]
+        return joined_rows([self.targets.row(number) for number in numbers], self.targets.spec.n_draws)
 
 
 def joined_rows(rows: list[TargetBlock], n_draws: int) -> Batch:

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -386,23 +386,8 @@ class Workshop:
         """
         self.start(arm)
         targets = self.targets(arm.config.vocab_size, labelled or tokens)
-        name = f"{arm.name}-{tokens}"
-
-        def work() -> dict[str, Any]:
-            recipe = self._recipe(arm, targets, tokens, "start", f"run-{tokens}", self._rate(arm))
-            folder, result = run_recipe(read_recipe(recipe), on_step=on_step)
-            student = load_model(folder, device=self.device).eval()
-            quality = self.yardstick(arm.config.vocab_size).measure(student)
-            return {
-                "quality": quality.record(), "model": str(folder.relative_to(self.cells.folder)),
-                "n_params": arm.config.n_params, "tokens": result.tokens, "flops": result.flops,
-                "seconds": result.seconds,
-            }  # fmt: skip
-
-        predicted = self.train_seconds(tokens, arm.config) + self.measure_seconds(arm.config)
-        record = self.cells.run(name, predicted, work)
-        shutil.rmtree(self.cells.folder / "arms" / arm.name / f"run-{tokens}" / "state", ignore_errors=True)
-        return record
+        recipe = partial(self._recipe, arm, targets, tokens, "start", f"run-{tokens}", self._rate(arm))
+        return self._run(arm, f"{arm.name}-{tokens}", f"run-{tokens}", tokens, recipe, on_step)
 
     def rounded(
         self,
@@ -420,20 +405,32 @@ class Workshop:
         start = str(source.relative_to(folder))
         targets = self.targets(arm.config.vocab_size, tokens)
         name = f"{start.partition('/')[0]}-{to}-{tokens}"
+        recipe = partial(self._recipe, arm, targets, tokens, start, name, s.learning_rate(arm.config), to)
+        return self._run(arm, f"{arm.name}-{name}", name, tokens, recipe, on_step)
+
+    def _run(
+        self,
+        arm: Arm,
+        cell: str,
+        out: str,
+        tokens: int,
+        write_recipe: Callable[[], Path],
+        on_step: Callable[[dict[str, Any]], None] | None,
+    ) -> dict[str, Any]:
+        """Run a recipe as a cell of the arm, measure the student, and return the cell."""
 
         def work() -> dict[str, Any]:
-            recipe = self._recipe(arm, targets, tokens, start, name, s.learning_rate(arm.config), to)
-            model, result = run_recipe(read_recipe(recipe), on_step=on_step)
-            student = load_model(model, device=self.device).eval()
+            folder, result = run_recipe(read_recipe(write_recipe()), on_step=on_step)
+            student = load_model(folder, device=self.device).eval()
             return {
                 "quality": self.yardstick(arm.config.vocab_size).measure(student).record(),
-                "model": str(model.relative_to(self.cells.folder)), "tokens": result.tokens,
-                "flops": result.flops, "seconds": result.seconds,
+                "model": str(folder.relative_to(self.cells.folder)), "n_params": arm.config.n_params,
+                "tokens": result.tokens, "flops": result.flops, "seconds": result.seconds,
             }  # fmt: skip
 
         predicted = self.train_seconds(tokens, arm.config) + self.measure_seconds(arm.config)
-        record = self.cells.run(f"{arm.name}-{name}", predicted, work)
-        shutil.rmtree(folder / name / "state", ignore_errors=True)
+        record = self.cells.run(cell, predicted, work)
+        shutil.rmtree(self.cells.folder / "arms" / arm.name / out / "state", ignore_errors=True)
         return record
 
     def model_scores(self, name: str, vocab: int, load: Callable[[], LlamaLM]) -> dict[str, Estimate]:

@@ -7,12 +7,11 @@ Minitron (arXiv 2407.14679, section 2.2) ranks the parts of a model by their act
 - a hidden channel by the magnitude of the norms' outputs, summed over every norm of the network, one global
   ranking because the residual stream is shared.
 
-Magnitudes are averaged over time, then combined over rows by an L2 norm, as in ModelOpt. If the vocabulary
-is trimmed too, only tokens that are kept count, since the student never reads the others (arXiv 2509.06836).
-Layers are ranked by the loss of the network without them (`best_block`), in contiguous runs only, since
-removing single layers raises the loss more.
+Magnitudes are averaged over time, then combined over rows by an L2 norm, as in ModelOpt. Layers are ranked by
+the loss of the network without them (`best_block`), in contiguous runs only, since removing single layers
+raises the loss more.
 
-Shapes: B rows, T time, V vocabulary, L layers, H query heads, K head dim, F ffn dim, D model dim.
+Shapes: B rows, T time, L layers, H query heads, K head dim, F ffn dim, D model dim.
 """
 
 from __future__ import annotations
@@ -40,29 +39,20 @@ class Importance:
     channels_D: Tensor
 
 
-def _energy(x_BTX: Tensor, counted_BT: Tensor) -> Tensor:
-    """Return the mean magnitude over the counted tokens of a row, squared and summed over rows, (X,)."""
-    sums_BX = torch.einsum("btx,bt->bx", x_BTX.float().abs(), counted_BT)
-    return (sums_BX / counted_BT.sum(1, keepdim=True).clamp(min=1)).square().sum(dim=0)
+def _energy(x_BTX: Tensor) -> Tensor:
+    """Return the mean magnitude over the tokens of a row, squared and summed over rows, (X,)."""
+    return x_BTX.float().abs().mean(dim=1).square().sum(dim=0)
 
 
 @torch.no_grad()
-def importance(model: LlamaLM, batches: Iterable[Batch], kept_V: Tensor | None = None) -> Importance:
-    """Score every part of ``model`` with one forward of each of the calibration ``batches``.
-
-    ``kept_V`` is True for the tokens that count. None: all.
-    """
+def importance(model: LlamaLM, batches: Iterable[Batch]) -> Importance:
+    """Score every part of ``model`` with one forward of each of the calibration ``batches``."""
     config = model.config
     heads_LH = torch.zeros(config.n_layers, config.n_heads)
     neurons_LF = torch.zeros(config.n_layers, config.ffn_dim)
     channels_D = torch.zeros(config.dim)
     n_batches = 0
-    counted_BT = torch.empty(0)
-
     handles: list[RemovableHandle] = []
-
-    def energy(x_BTX: Tensor) -> Tensor:
-        return _energy(x_BTX, counted_BT)
 
     def watch_input(module: nn.Module, sink: Tensor, measure: Callable[[Tensor], Tensor]) -> None:
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -72,27 +62,22 @@ def importance(model: LlamaLM, batches: Iterable[Batch], kept_V: Tensor | None =
 
     def watch_output(module: nn.Module) -> None:
         def hook(_: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> None:
-            channels_D.add_(energy(out).cpu())
+            channels_D.add_(_energy(out).cpu())
 
         handles.append(module.register_forward_hook(hook))
 
     def head_energy(x_BTHK: Tensor) -> Tensor:
-        return energy(x_BTHK.unflatten(-1, (config.n_heads, config.head_dim)).float().norm(dim=-1))
+        return _energy(x_BTHK.unflatten(-1, (config.n_heads, config.head_dim)).float().norm(dim=-1))
 
     for index, block in enumerate(cast("list[DecoderLayer]", model.model.layers)):
         watch_input(block.self_attn.o_proj, heads_LH[index], head_energy)
-        watch_input(block.mlp.down_proj, neurons_LF[index], energy)
+        watch_input(block.mlp.down_proj, neurons_LF[index], _energy)
         watch_output(block.input_layernorm)
         watch_output(block.post_attention_layernorm)
     watch_output(model.model.norm)
     try:
         for batch in batches:
             batch = batch.to(model.device)
-            counted_BT = (
-                torch.ones_like(batch.tokens_BT, dtype=torch.float32)
-                if kept_V is None
-                else kept_V.to(batch.tokens_BT.device)[batch.tokens_BT].float()
-            )
             model(batch.tokens_BT, batch.positions_BT, batch.attend)
             n_batches += 1
     finally:
@@ -104,7 +89,7 @@ def importance(model: LlamaLM, batches: Iterable[Batch], kept_V: Tensor | None =
 
 
 def random_importance(model: LlamaLM, seed: int) -> Importance:
-    """Return random scores: what importance must beat."""
+    """Return random scores, the baseline that `importance` must beat."""
     config, generator = model.config, torch.Generator().manual_seed(seed)
 
     def drawn(*shape: int) -> Tensor:
@@ -116,7 +101,7 @@ def random_importance(model: LlamaLM, seed: int) -> Importance:
 
 
 def uniform_layers(n_layers: int, n_drop: int) -> list[int]:
-    """Return ``n_drop`` evenly spaced inner layers: the baseline that `best_block` must beat."""
+    """Return ``n_drop`` evenly spaced inner layers, the baseline that `best_block` must beat."""
     if n_drop == 0:
         return []
     step = (n_layers - 2) / n_drop

@@ -87,10 +87,7 @@ def answer_parser(tokenizer: Tokenizer, prompt: Prompt) -> AnswerParser:
 
 
 def encode_prompt(
-    tokenizer: Tokenizer | None,
-    prompt: Prompt,
-    tools: list[dict[str, Any]] | None = None,
-    tool_call_format: str | None = None,
+    tokenizer: Tokenizer | None, prompt: Prompt, tools: list[dict[str, Any]] | None = None
 ) -> list[int]:
     """Return the ids of a text with the beginning-of-text token, or of messages up to the next answer."""
     if tokenizer is None:
@@ -102,6 +99,4 @@ def encode_prompt(
             raise EngineError("tools need a list of messages: a text prompt is only continued")
         return tokenizer.encode(prompt, bos=True)
     chat = tokenizer.require_chat()
-    return chat.render(
-        list(prompt), tools=tools, tool_call_format=tool_call_format, generation_prompt=True
-    ).ids
+    return chat.render(list(prompt), tools=tools, generation_prompt=True).ids

@@ -113,7 +113,7 @@ class Generation(ResponseStream, AsyncIterator[Delta]):
         self._arrived(self)
 
     def take_waiter(self) -> Waiter | None:
-        """Return what the reader waits for, once. None if it does not wait."""
+        """Return the reader's waiter and forget it. None if the reader does not wait."""
         with self._lock:
             waiter, self._waiter = self._waiter, None
         return waiter
@@ -196,7 +196,7 @@ class EngineLoop:
         return generations
 
     def stats(self) -> EngineStats:
-        """Return what the engine is doing now."""
+        """Return the numbers of requests, pages and tokens, and the rates, at this moment."""
         engine, pages = self.engine, self.engine.cache.pages
         with self._lock:
             waiting = self._n_waiting()

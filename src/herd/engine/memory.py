@@ -12,8 +12,7 @@ LOGIT_BYTES = 64 << 20
 
 
 def nbytes(config: ModelConfig, slots: int, context: int, bytes_per_value: float = BYTES["bf16"]) -> int:
-    """Return the bytes of a cache for ``slots`` sequences of ``context`` tokens, each rounded up to full
-    pages.
+    """Return the bytes of a cache for ``slots`` sequences of ``context`` tokens, in full pages.
 
     ``bytes_per_value`` is one of `BYTES`.
     """

@@ -70,8 +70,7 @@ class Pages:
         return page
 
     def give(self, pages: Sequence[int]) -> None:
-        """Remove a user from each page. The last pages are reused first: they are useless without the earlier
-        ones."""
+        """Remove a user from each page. Later pages, useless without the earlier ones, are reused first."""
         for page in reversed(pages):
             self._users[page] -= 1
             if not self._users[page]:

@@ -38,8 +38,8 @@ ALPHA = 0.05
 class Difference:
     """The difference ``first`` minus ``second`` on the items that both models answered.
 
-    ``gained`` and ``lost`` are numbers of items, ``p`` is two-sided, and ``stands`` is the decision of Holm's
-    procedure.
+    ``gained`` and ``lost`` are numbers of items, ``p`` is two-sided, and ``stands`` says whether the
+    difference is significant by Holm's procedure.
     """
 
     task: str
@@ -75,8 +75,8 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class ComparedItem:
-    """A metric of a task, with a score per model (None: see ``reasons``) and the published scores."""
+class ComparedMetric:
+    """A metric of a task: a score per model (None: see ``reasons``) and the published scores."""
 
     task: str
     settings: Mapping[str, Any]
@@ -108,8 +108,8 @@ class Comparison:
     """
 
     models: Sequence[str]
-    rows: Sequence[ComparedItem]
-    further: Sequence[ComparedItem]
+    rows: Sequence[ComparedMetric]
+    further: Sequence[ComparedMetric]
     differences: Sequence[Difference]
     flips: Sequence[Flip]
     n_flips: Mapping[str, int]
@@ -196,7 +196,7 @@ def _key(task: TaskResult) -> tuple[str, str, str]:
     return task.task, str(task.settings.get("shots", "")), str(task.settings.get("parent_hash", ""))
 
 
-def _rows(task: str, results: Mapping[str, TaskResult | None]) -> list[ComparedItem]:
+def _rows(task: str, results: Mapping[str, TaskResult | None]) -> list[ComparedMetric]:
     """Return a row per metric, the main one first, or a row without scores if no model ran the task."""
     scores = {name: {s["name"]: Score(**s) for s in r.scores} if r else {} for name, r in results.items()}
     metrics = dict.fromkeys(metric for some in scores.values() for metric in some) or {"": None}
@@ -212,7 +212,7 @@ def _rows(task: str, results: Mapping[str, TaskResult | None]) -> list[ComparedI
             (s.detail["contamination"] for s in known if "contamination" in s.detail), {}
         )
         unit = known[0].unit if known else ""
-        rows.append(ComparedItem(task, settings, unit, metric, by_model, reasons, notes, others, overlap))
+        rows.append(ComparedMetric(task, settings, unit, metric, by_model, reasons, notes, others, overlap))
     return rows
 
 
@@ -228,7 +228,7 @@ def _notes(results: Mapping[str, TaskResult | None]) -> list[str]:
     return [note if len(notes) == 1 else f"{', '.join(names)}: {note}" for note, names in notes.items()]
 
 
-def _differences(row: ComparedItem, items: Mapping[str, Mapping[str, ItemResult]]) -> list[Difference]:
+def _differences(row: ComparedMetric, items: Mapping[str, Mapping[str, ItemResult]]) -> list[Difference]:
     """Return the difference of every pair of models, the later one minus the earlier one."""
     names = list(items)
     out = []
@@ -241,7 +241,7 @@ def _differences(row: ComparedItem, items: Mapping[str, Mapping[str, ItemResult]
 
 
 def _difference(
-    row: ComparedItem, first: str, second: str, pairs: Sequence[tuple[ItemResult, ItemResult]]
+    row: ComparedMetric, first: str, second: str, pairs: Sequence[tuple[ItemResult, ItemResult]]
 ) -> Difference:
     interval = _paired(row, pairs)
     groups: dict[str, list[tuple[ItemResult, ItemResult]]] = {}
@@ -263,7 +263,7 @@ def _difference(
     )
 
 
-def _paired(row: ComparedItem, pairs: Sequence[tuple[ItemResult, ItemResult]]) -> Interval:
+def _paired(row: ComparedMetric, pairs: Sequence[tuple[ItemResult, ItemResult]]) -> Interval:
     """Return the difference of the means, or of the ratios (e.g. bits per byte, with equal bytes)."""
     if row.metric in RATIOS:
         top, bottom = RATIOS[row.metric]
@@ -274,8 +274,8 @@ def _paired(row: ComparedItem, pairs: Sequence[tuple[ItemResult, ItemResult]]) -
     return paired_difference([a.value for a, _ in pairs], [b.value for _, b in pairs])
 
 
-def _flips(row: ComparedItem, items: Mapping[str, Mapping[str, ItemResult]]) -> tuple[list[Flip], int]:
-    """Return (first items that some models answer right and others wrong, number of such items)."""
+def _flips(row: ComparedMetric, items: Mapping[str, Mapping[str, ItemResult]]) -> tuple[list[Flip], int]:
+    """Return the first items that some models answer right and others wrong, and the number of all such."""
     if len(items) < 2 or row.unit != "fraction":
         return [], 0
     first, *others = items.values()

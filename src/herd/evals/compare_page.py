@@ -20,7 +20,7 @@ from ..report.tabulate import Cell, markdown
 from ..report.template import template
 from ..report.units import fixed, in_order, language
 from .bootstrap import Interval
-from .compare import LESS_IS_BETTER, NOT_ASKED, ComparedItem, Comparison, Difference
+from .compare import LESS_IS_BETTER, NOT_ASKED, ComparedMetric, Comparison, Difference
 from .score import Score
 
 TONES = ("teacher", "instruct", "student", "long", "control", "other", "good", "bad")
@@ -100,16 +100,18 @@ def score_cell(score: Score | None, reason: str = "") -> Cell:
     )
 
 
-def score_rows(rows: Sequence[ComparedItem], models: Sequence[str]) -> list[tuple[ComparedItem, list[Cell]]]:
+def score_rows(
+    rows: Sequence[ComparedMetric], models: Sequence[str]
+) -> list[tuple[ComparedMetric, list[Cell]]]:
     """Return every row with a cell per model."""
     return [
         (row, [score_cell(row.scores[model], row.reasons.get(model, "")) for model in models]) for row in rows
     ]
 
 
-def not_run(comparison: Comparison) -> list[tuple[ComparedItem, list[str], str]]:
+def not_run(comparison: Comparison) -> list[tuple[ComparedMetric, list[str], str]]:
     """Return (row, models, reason) for all tasks that were requested and did not run."""
-    found: dict[tuple[str, str], tuple[ComparedItem, list[str], str]] = {}
+    found: dict[tuple[str, str], tuple[ComparedMetric, list[str], str]] = {}
     for row in comparison.rows:
         for model, why in row.reasons.items():
             if why != NOT_ASKED:
@@ -141,7 +143,7 @@ def bounds(interval: Interval, unit: str) -> str:
     return f"{signed(interval.lo, unit)} … {signed(interval.hi, unit)}"
 
 
-def group_rows(comparison: Comparison, row: ComparedItem) -> list[tuple[str, list[Cell]]]:
+def group_rows(comparison: Comparison, row: ComparedMetric) -> list[tuple[str, list[Cell]]]:
     """Return a row per group. Languages are in their usual order.
 
     Rows of the main metric also have the paired differences.
@@ -167,7 +169,7 @@ def _part(score: Score, group: str) -> Score | None:
 
 
 def published_tables(
-    rows: Sequence[ComparedItem],
+    rows: Sequence[ComparedMetric],
 ) -> list[tuple[str, str, list[str], list[tuple[str, str, list[str]]]]]:
     """Return (title, source and date, models, rows of (task, setting, scores)) per source and model kind."""
     tables: dict[tuple[str, str], list[tuple[str, Published]]] = {}
@@ -210,7 +212,7 @@ def heat_maps(comparison: Comparison) -> list[tuple[str, list[tuple[str, Markup]
     return out
 
 
-def score_chart(row: ComparedItem, tones: Mapping[str, str]) -> str:
+def score_chart(row: ComparedMetric, tones: Mapping[str, str]) -> str:
     """Draw the scores of two or more models with their intervals."""
     lines = []
     for model, score in row.scores.items():
@@ -226,13 +228,13 @@ def score_chart(row: ComparedItem, tones: Mapping[str, str]) -> str:
     return charts.interval_chart(lines, label=row.title, title=title, decimals=decimals)
 
 
-def _find(comparison: Comparison, row: ComparedItem, model: str) -> Difference | None:
+def _find(comparison: Comparison, row: ComparedMetric, model: str) -> Difference | None:
     """Return the difference of ``model`` from the first model."""
     wanted = (row.title, model, comparison.models[0])
     return next((d for d in comparison.differences if (d.task, d.first, d.second) == wanted), None)
 
 
-def _from_reference(comparison: Comparison) -> list[tuple[ComparedItem, list[Difference | None]]]:
+def _from_reference(comparison: Comparison) -> list[tuple[ComparedMetric, list[Difference | None]]]:
     """Return the rows that have differences from the first model, with these differences."""
     found = [(row, [_find(comparison, row, m) for m in comparison.models[1:]]) for row in comparison.rows]
     return [(row, differences) for row, differences in found if any(differences)]

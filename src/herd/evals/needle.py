@@ -23,32 +23,33 @@ from .ruler import length_depth_grid
 from .score import Score, share, shares_by
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+N_FACTS = 4
 _CODE = re.compile(r"\s*(\d+)")
 
 
 def needle(
     model: LlamaLM, tokenizer: Tokenizer, filler: Shards | Sequence[int] | Filler, lengths: Sequence[int], *,
-    n: int = 20, depths: Sequence[float] = DEPTHS, n_facts: int = 4, seed: int = 0, max_batch: int = 64,
+    n: int = 20, seed: int = 0,
 ) -> Score:  # fmt: skip
-    """Return the fraction of codes found in ``n`` documents of each length, with the ``depths`` in turn.
+    """Return the fraction of codes found in ``n`` documents of each length, at `DEPTHS` in turn.
 
     ``lengths`` are in tokens, including question and answer. ``filler`` is the held-out text. Each document
-    has ``n_facts`` facts and a question about one of them. The detail has ``by_length``, ``by_depth`` and
+    has `N_FACTS` facts and a question about one of them. The detail has ``by_length``, ``by_depth`` and
     ``grid``. Raises `DataError` if a length exceeds the model's context or is too short for the facts.
     """
     longest = model.config.max_context
     if beyond := [length for length in lengths if length > longest]:
         raise DataError(f"needle lengths {beyond} are beyond the model's context of {longest} tokens")
-    if n < 1 or not lengths or not depths:
-        raise DataError(f"needle: n={n}, lengths={list(lengths)}, depths={list(depths)}: nothing to ask")
+    if n < 1 or not lengths:
+        raise DataError(f"needle: n={n}, lengths={list(lengths)}: nothing to ask")
     maker = NeedleMaker(tokenizer, filler)
     places = [
-        (length, depth, i) for length in lengths for i, depth in zip(range(n), cycle(depths), strict=False)
+        (length, depth, i) for length in lengths for i, depth in zip(range(n), cycle(DEPTHS), strict=False)
     ]
     items = [
-        maker.make(length, depth, seed + i, split="test", n_facts=n_facts) for length, depth, i in places
+        maker.make(length, depth, seed + i, split="test", n_facts=N_FACTS) for length, depth, i in places
     ]
-    hits = _found(Engine(model, tokenizer, max_batch=max_batch), items)
+    hits = _found(Engine(model, tokenizer, max_batch=64), items)
     detail: dict[str, Any] = {
         "by_length": shares_by((length for length, _, _ in places), hits),
         "by_depth": shares_by((depth for _, depth, _ in places), hits),

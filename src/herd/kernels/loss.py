@@ -44,7 +44,7 @@ class PackedHead(Protocol):
     def weight_rows(self, start: int, stop: int) -> Tensor:
         """Return rows of the weight, unpacked.
 
-        ``start`` is a multiple of 16, and ``stop`` too or the last row.
+        ``start`` is a multiple of 16, and so is ``stop`` unless it is the number of rows.
         """
 
 
@@ -58,10 +58,7 @@ def weight_of(head: nn.Module) -> Weight:
 
 
 class DistilLoss(NamedTuple):
-    """Sums over trained tokens, fp32 scalars. ``total`` carries the gradient.
-
-    The other two are for the log.
-    """
+    """Sums over trained tokens, fp32 scalars. ``total`` carries the gradient, the others are for the log."""
 
     total: Tensor
     ce: Tensor
@@ -87,9 +84,7 @@ def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Weight, targets_N: Tensor
     Targets of -100 do not count. Gradients flow to ``hidden_ND`` and to a ``weight_VD`` that is a tensor.
     Their memory is allocated in forward, and memory for all logits never.
     """
-    hidden_ND, weight_VD = _autocast(hidden_ND), _autocast(weight_VD)
-    sums = partial(_cross_entropy_sums, hidden_ND.detach(), _detached(weight_VD), targets_N)
-    return _FusedLoss.apply(hidden_ND, weight_VD, sums, *_needs(hidden_ND, weight_VD))[0]
+    return _fused_loss(hidden_ND, weight_VD, targets_N, partial(_cross_entropy_chunk, targets_N)).total
 
 
 def linear_distil(
@@ -110,13 +105,9 @@ def linear_distil(
     teacher gets no gradient. Tokens with target -100 do not count. Both parts are returned unweighted, in
     nats.
     """
-    student_ND, student_weight_VD = _autocast(student_ND), _autocast(student_weight_VD)
     teacher = _autocast(teacher_NE.detach()), _autocast(_detached(teacher_weight_VE))
-    student = student_ND.detach(), _detached(student_weight_VD)
-    sums = partial(_distil_sums, *student, targets_N, *teacher, tau, kl_weight, reverse)
-    needs = _needs(student_ND, student_weight_VD)
-    total, ce, kl = _FusedLoss.apply(student_ND, student_weight_VD, sums, *needs)
-    return DistilLoss(total, ce, kl)
+    chunk_loss = partial(_distil_chunk, targets_N, *teacher, tau, kl_weight, reverse)
+    return _fused_loss(student_ND, student_weight_VD, targets_N, chunk_loss, kl_weight)
 
 
 def linear_sampled_distil(
@@ -135,107 +126,105 @@ def linear_sampled_distil(
     || teacher) by the mean of r log r - r + 1 with r = q / p. The second has a much larger variance. No
     tensor of the teacher's has the size of its vocabulary.
     """
-    student_ND, student_weight_VD = _autocast(student_ND), _autocast(student_weight_VD)
-    student = student_ND.detach(), _detached(student_weight_VD)
-    sums = partial(_sampled_sums, *student, targets_N, sampled, kl_weight, reverse)
-    needs = _needs(student_ND, student_weight_VD)
-    total, ce, kl = _FusedLoss.apply(student_ND, student_weight_VD, sums, *needs)
-    return DistilLoss(total, ce, kl)
+    chunk_loss = partial(_sampled_chunk, targets_N, sampled, kl_weight, reverse)
+    return _fused_loss(student_ND, student_weight_VD, targets_N, chunk_loss, kl_weight)
 
 
-def _cross_entropy_sums(
-    hidden_ND: Tensor, weight_VD: Weight, targets_N: Tensor, need_hidden: bool, need_weight: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss and its gradients for the hidden states and the weight.
+ChunkLoss = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+"""``loss(logits_CV, rows_C, with_gradient)`` returns the sums of cross-entropy and of KL of the tokens
+``rows_C``. With ``with_gradient`` the logits become the gradient of the weighted sum of both."""
+
+
+def _fused_loss(
+    hidden_ND: Tensor, weight_VD: Weight, targets_N: Tensor, chunk_loss: ChunkLoss, kl_weight: float = 0.0
+) -> DistilLoss:
+    """Return kl_weight · KL + (1 - kl_weight) · CE and its two parts, summed over the trained tokens."""
+    hidden_ND, weight_VD = _autocast(hidden_ND), _autocast(weight_VD)
+    sums = partial(_sums, hidden_ND.detach(), _detached(weight_VD), targets_N, chunk_loss, kl_weight)
+    return DistilLoss(*_FusedLoss.apply(hidden_ND, weight_VD, sums, *_needs(hidden_ND, weight_VD)))
+
+
+def _sums(
+    hidden_ND: Tensor,
+    weight_VD: Weight,
+    targets_N: Tensor,
+    chunk_loss: ChunkLoss,
+    kl_weight: float,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return total, cross-entropy, KL, and the gradients of the hidden states and the weight.
 
     A gradient that is not needed is empty.
     """
-    rows, grads = _trained(targets_N), _Gradients(hidden_ND, weight_VD, need_hidden, need_weight)
-    total = torch.zeros((), dtype=_wide(hidden_ND), device=hidden_ND.device)
-    for rows_C in _chunks(rows, weight_VD):
+    grads = _Gradients(hidden_ND, weight_VD, need_hidden, need_weight)
+    ce, kl = (torch.zeros((), dtype=_wide(hidden_ND), device=hidden_ND.device) for _ in range(2))
+    for rows_C in _chunks(_trained(targets_N), weight_VD):
         hidden_PD = _padded(hidden_ND[_index(rows_C)])
         logits_PV = _logits(hidden_PD, weight_VD)
-        logits_CV = logits_PV[: len(rows_C)]
-        total += cross_entropy_(logits_CV, targets_N[rows_C], with_gradient=need_hidden or need_weight).sum()
+        chunk_ce, chunk_kl = chunk_loss(logits_PV[: len(rows_C)], rows_C, need_hidden or need_weight)
+        ce += chunk_ce
+        kl += chunk_kl
         grads.add(rows_C, hidden_PD, logits_PV)
-        del logits_PV, logits_CV  # before the next chunk's are made
-    return total.to(_wide(hidden_ND)), *grads.finish()
+        del logits_PV  # before the next chunk's are made
+    return kl_weight * kl + (1 - kl_weight) * ce, ce, kl, *grads.finish()
 
 
-def _distil_sums(
-    student_ND: Tensor,
-    student_weight_VD: Weight,
+def _cross_entropy_chunk(
+    targets_N: Tensor, logits_CV: Tensor, rows_C: Tensor, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    ce_C = cross_entropy_(logits_CV, targets_N[rows_C], with_gradient)
+    return ce_C.sum(), ce_C.new_zeros(())
+
+
+def _distil_chunk(
     targets_N: Tensor,
     teacher_NE: Tensor,
     teacher_weight_VE: Weight,
     tau: float,
     kl_weight: float,
     reverse: bool,
-    need_hidden: bool,
-    need_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return total, cross-entropy, KL, and the gradients of the student's hidden states and weight."""
-    rows, grads = _trained(targets_N), _Gradients(student_ND, student_weight_VD, need_hidden, need_weight)
-    ce, kl = (torch.zeros((), dtype=_wide(student_ND), device=student_ND.device) for _ in range(2))
+    logits_CV: Tensor,
+    rows_C: Tensor,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """See `ChunkLoss`. The gradient comes with the KL, so it is computed in any case."""
+    teacher_PV = _logits(_padded(teacher_NE[_index(rows_C)]), teacher_weight_VE)
     loss_ = reverse_distil_ if reverse else distil_
-    for rows_C in _chunks(rows, student_weight_VD):
-        hidden_PD = _padded(student_ND[_index(rows_C)])
-        logits_PV = _logits(hidden_PD, student_weight_VD)
-        logits_CV = logits_PV[: len(rows_C)]
-        teacher_PV = _logits(_padded(teacher_NE[_index(rows_C)]), teacher_weight_VE)
-        ce_C, kl_C = loss_(logits_CV, teacher_PV[: len(rows_C)], targets_N[rows_C], tau, kl_weight)
-        del teacher_PV
-        ce += ce_C.sum()
-        kl += kl_C.sum()
-        grads.add(rows_C, hidden_PD, logits_PV)
-        del logits_PV, logits_CV
-    kl *= tau * tau
-    total = kl_weight * kl + (1 - kl_weight) * ce
-    dtype = _wide(student_ND)
-    return total.to(dtype), ce.to(dtype), kl.to(dtype), *grads.finish()
+    ce_C, kl_C = loss_(logits_CV, teacher_PV[: len(rows_C)], targets_N[rows_C], tau, kl_weight)
+    return ce_C.sum(), tau * tau * kl_C.sum()
 
 
-def _sampled_sums(
-    student_ND: Tensor,
-    weight_VD: Weight,
+def _sampled_chunk(
     targets_N: Tensor,
     sampled: SampledTargets,
     kl_weight: float,
     reverse: bool,
-    need_hidden: bool,
-    need_weight: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return total, cross-entropy, KL, and the gradients of the student's hidden states and weight."""
-    rows, grads = _trained(targets_N), _Gradients(student_ND, weight_VD, need_hidden, need_weight)
-    dtype = _wide(student_ND)
-    ce, kl = (torch.zeros((), dtype=dtype, device=student_ND.device) for _ in range(2))
-    for rows_C in _chunks(rows, weight_VD):
-        hidden_PD = _padded(student_ND[_index(rows_C)])
-        logits_PV = _logits(hidden_PD, weight_VD)
-        logits_CV = logits_PV[: len(rows_C)]
-        targets_C1 = targets_N[rows_C, None]
-        ids_CJ = sampled.ids_NJ[rows_C]
-        weights_CJ, log_p_CJ = (x[rows_C].to(dtype) for x in (sampled.weights_NJ, sampled.log_p_NJ))
-        score_C1, scores_CJ = (logits_CV.gather(1, ids).to(dtype) for ids in (targets_C1, ids_CJ))
-        ce_C1 = cross_entropy_(logits_CV, targets_C1[:, 0], need_hidden or need_weight)[:, None]
-        log_ratio_CJ = scores_CJ - (ce_C1 + score_C1) - log_p_CJ  # log q - log p
+    logits_CV: Tensor,
+    rows_C: Tensor,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    targets_C1 = targets_N[rows_C, None]
+    ids_CJ = sampled.ids_NJ[rows_C]
+    dtype = _wide(logits_CV)
+    weights_CJ, log_p_CJ = (x[rows_C].to(dtype) for x in (sampled.weights_NJ, sampled.log_p_NJ))
+    score_C1, scores_CJ = (logits_CV.gather(1, ids).to(dtype) for ids in (targets_C1, ids_CJ))
+    ce_C1 = cross_entropy_(logits_CV, targets_C1[:, 0], with_gradient)[:, None]
+    log_ratio_CJ = scores_CJ - (ce_C1 + score_C1) - log_p_CJ  # log q - log p
+    if reverse:
+        ratio_CJ = log_ratio_CJ.exp()
+        slope_CJ = weights_CJ * ratio_CJ * log_ratio_CJ  # of the loss by log q
+        kl = (slope_CJ - weights_CJ * (ratio_CJ - 1)).sum()
+    else:
+        slope_CJ = -weights_CJ
+        kl = (slope_CJ * log_ratio_CJ).sum()
+    if with_gradient:  # logits_CV is now softmax - onehot(target)
+        slope_C1 = kl_weight * slope_CJ.sum(1, keepdim=True)
         if reverse:
-            ratio_CJ = log_ratio_CJ.exp()
-            slope_CJ = weights_CJ * ratio_CJ * log_ratio_CJ  # of the loss by log q
-            kl += (slope_CJ - weights_CJ * (ratio_CJ - 1)).sum()
-        else:
-            slope_CJ = -weights_CJ
-            kl -= (weights_CJ * log_ratio_CJ).sum()
-        ce += ce_C1.sum()
-        if need_hidden or need_weight:  # logits_CV is now softmax - onehot(target)
-            slope_C1 = kl_weight * slope_CJ.sum(1, keepdim=True)
-            if reverse:
-                logits_CV *= (1 - kl_weight - slope_C1).to(logits_CV.dtype)
-            _add_at(logits_CV, targets_C1, -slope_C1)
-            _add_at(logits_CV, ids_CJ, kl_weight * slope_CJ)
-        grads.add(rows_C, hidden_PD, logits_PV)
-        del logits_PV, logits_CV
-    return kl_weight * kl + (1 - kl_weight) * ce, ce, kl, *grads.finish()
+            logits_CV *= (1 - kl_weight - slope_C1).to(logits_CV.dtype)
+        _add_at(logits_CV, targets_C1, -slope_C1)
+        _add_at(logits_CV, ids_CJ, kl_weight * slope_CJ)
+    return ce_C1.sum(), kl
 
 
 def _add_at(to_CV: Tensor, ids_CJ: Tensor, values_CJ: Tensor) -> None:

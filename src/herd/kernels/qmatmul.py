@@ -121,7 +121,7 @@ def interleave(blocks_RB: Tensor, format_code: int) -> Tensor:
 
 
 def deinterleave(tiles_RB: Tensor, format_code: int) -> Tensor:
-    """Return the blocks that `interleave` was given."""
+    """Return the blocks in their original order: the inverse of `interleave`."""
     blocks_RB = torch.empty_like(tiles_RB)
     torch.ops.herd_native.qmatmul_deinterleave(tiles_RB, format_code, blocks_RB)
     return blocks_RB

@@ -49,7 +49,7 @@ def distil_(
 ) -> tuple[Tensor, Tensor]:
     """Return cross-entropy and KL(teacher || student) at temperature ``tau`` of every row, each (C,).
 
-    ``student_CV`` becomes the gradient of kl_weight · tau² · KL + (1 - kl_weight) · CE; The contents of
+    ``student_CV`` becomes the gradient of kl_weight · tau² · KL + (1 - kl_weight) · CE. The contents of
     ``teacher_CV`` are overwritten.
     """
     if _native(student_CV) and teacher_CV.dtype == student_CV.dtype:
@@ -65,10 +65,8 @@ def plain_distil_(
     ces, kls = [], []
     for own_cV, teacher_cV, targets_c in _blocks(student_CV, teacher_CV, targets_C):
         student_cV, teacher_cV = _wide(own_cV), _wide(teacher_cV)
-        picked_c1 = student_cV.gather(1, targets_c[:, None])
         plain_cV = student_cV.clone()
-        log_z_c1, sum_c1 = _exponentiate_(plain_cV)
-        ces.append((log_z_c1 - picked_c1).squeeze(1))
+        ces.append(plain_cross_entropy_(plain_cV, targets_c, with_gradient=kl_weight != 1))
 
         log_q_cV = torch.log_softmax(student_cV / tau, dim=-1)
         log_p_cV = torch.log_softmax(teacher_cV / tau, dim=-1)
@@ -78,7 +76,6 @@ def plain_distil_(
         torch.sub(log_q_cV.exp_(), p_cV, out=student_cV)
         student_cV *= kl_weight * tau  # tau² of the loss, 1/tau of the softened logits
         if kl_weight != 1:
-            plain_cV.div_(sum_c1).scatter_add_(1, targets_c[:, None], torch.full_like(sum_c1, -1.0))
             student_cV.add_(plain_cV, alpha=1 - kl_weight)
         _store(student_cV, own_cV)
     return torch.cat(ces), torch.cat(kls)
@@ -91,17 +88,15 @@ def reverse_distil_(
     ces, kls = [], []
     for own_cV, teacher_cV, targets_c in _blocks(student_CV, teacher_CV, targets_C):
         student_cV = _wide(own_cV)
+        plain_cV = student_cV.clone()
+        ces.append(plain_cross_entropy_(plain_cV, targets_c, with_gradient=kl_weight != 1))
         log_q_cV = torch.log_softmax(student_cV / tau, dim=-1)
         gap_cV = log_q_cV - torch.log_softmax(_wide(teacher_cV) / tau, dim=-1)
         q_cV = log_q_cV.exp_()
         kl_c1 = (q_cV * gap_cV).sum(-1, keepdim=True)
-        plain_cV = torch.log_softmax(student_cV, dim=-1)
-        ces.append(-plain_cV.gather(1, targets_c[:, None]).squeeze(1))
         kls.append(kl_c1.squeeze(1))
         gradient_cV = q_cV.mul_(gap_cV.sub_(kl_c1)).mul_(kl_weight * tau)
         if kl_weight != 1:
-            ones_c1 = torch.full_like(kl_c1, -1.0)
-            plain_cV.exp_().scatter_add_(1, targets_c[:, None], ones_c1)
             gradient_cV.add_(plain_cV, alpha=1 - kl_weight)
         own_cV.copy_(gradient_cV)
     return torch.cat(ces), torch.cat(kls)

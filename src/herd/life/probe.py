@@ -31,15 +31,13 @@ GATE_TOKENS = 30_000
 """Cost of one item of the needle gate, loss gate included, in training tokens of the teacher."""
 
 
-def training_speed(
-    config: ModelConfig, dtype: ComputeDtype, objective: Objective = lm, context: int = CONTEXT
-) -> float:
+def training_speed(config: ModelConfig, dtype: ComputeDtype, objective: Objective = lm) -> float:
     """Return the tokens per second of training steps of ``config`` on this machine."""
     model = LlamaLM(config).init_weights(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(0)
-    rows = STEP_TOKENS // context
-    tokens = torch.randint(0, config.vocab_size, (rows, context + 1), generator=generator)
+    shape = (STEP_TOKENS // CONTEXT, CONTEXT + 1)
+    tokens = torch.randint(0, config.vocab_size, shape, generator=generator)
     batch = Batch(tokens[:, :-1], tokens[:, 1:])
 
     def step() -> None:

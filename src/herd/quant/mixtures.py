@@ -30,13 +30,8 @@ MIXED = 1024
 """llama.cpp's number of a file whose type must be guessed from its tensors."""
 _ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 _FALLBACK = {
-    "IQ4_XS": "IQ4_NL",
-    "Q2_K": "Q4_0",
-    "Q3_K": "Q4_0",
-    "Q4_K": "Q5_0",
-    "Q5_K": "Q5_1",
-    "Q6_K": "Q8_0",
-}
+    "IQ4_XS": "IQ4_NL", "Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,16 +71,14 @@ def file_type(config: ModelConfig, formats: Mapping[str, Format]) -> int:
     main = formats["model.layers.0.mlp.up_proj.weight"].name
     for name, number in FILE_TYPES.items():
         for with_importance in (False, True):
-            if (
-                name.startswith(main)
-                and mixture(name, config, with_importance=with_importance).formats == formats
-            ):
+            chosen = mixture(name, config, with_importance=with_importance)
+            if name.startswith(main) and chosen.formats == formats:
                 return number
     return FILE_TYPES.get(main, FILE_TYPES.get(f"{main}_S", MIXED))
 
 
 def target_bits(to: str) -> float | None:
-    """Return 4.2 for "4.2bpw" (bits per weight). None: not a size. Raises `QuantError` if not positive."""
+    """Return 4.2 for "4.2bpw" (bits per weight), or None for another text. Raises `QuantError` if it is 0."""
     found = re.fullmatch(r"(\d*\.?\d+) ?bpw", to.strip().lower())
     if found and not 0 < float(found[1]) <= 32:
         raise QuantError(f"{to}: give a number of bits per weight between 0 and 32, for example 4.2bpw")

@@ -19,6 +19,7 @@ from .units import fixed, si
 Point = tuple[float, float]
 Scale = Callable[[float], float]
 """A map from data to pixels."""
+WIDTH = 520  # of charts of curves and intervals in pixels
 MAX_POINTS = 400  # a curve is thinned to this many: more cannot be seen and make the page heavy
 
 
@@ -51,7 +52,7 @@ class ChartRow:
 
 def line_chart(
     lines: Sequence[Line], *, label: str, x_title: str, y_title: str, x_log: bool, y_log: bool = False,
-    x_unit: str = "tokens", right: float | None = None, width: int = 520, height: int = 300,
+    x_unit: str = "tokens", right: float | None = None, width: int = WIDTH, height: int = 300,
 ) -> str:  # fmt: skip
     """Draw curves in one frame, each named at its right end.
 
@@ -106,7 +107,7 @@ def label_room(lines: Sequence[Line]) -> float:
 
 def interval_chart(
     rows: Sequence[ChartRow], *, label: str, title: str, bar: float | None = None, bar_label: str = "",
-    decimals: int = 2, low: float | None = None, high: float | None = None, width: int = 520,
+    decimals: int = 2, low: float | None = None, high: float | None = None,
 ) -> str:  # fmt: skip
     """Draw a dot with its interval in each row, and the number on the right.
 
@@ -115,7 +116,7 @@ def interval_chart(
     known = [row for row in rows if row.value is not None]
     if not known:
         return ""
-    left = max(svg.text_width(row.label) for row in rows) + 16
+    width, left = WIDTH, max(svg.text_width(row.label) for row in rows) + 16
     right = max(svg.text_width(row.shown) for row in rows) + 14
     step, top = 26, 30
     foot = top + step * len(rows)
@@ -149,11 +150,11 @@ def interval_chart(
 
 def heat_map(
     cells: dict[tuple[str, str], float], columns: Sequence[str], rows: Sequence[str], *, label: str,
-    x_title: str, y_title: str, width: int = 340,
+    x_title: str, y_title: str,
 ) -> str:  # fmt: skip
     """Draw fractions 0..1 by (column, row) with the percentage in each cell. A missing value is a dash."""
     left, top, step = max(svg.text_width(row) for row in rows) + 14, 24, 30
-    cell = min((width - left) / max(1, len(columns)), 96.0)  # a few columns do not become wide
+    cell = min((340 - left) / max(1, len(columns)), 96.0)  # a few columns do not become wide
     foot = top + step * len(rows)
     parts = [text(0, 12, y_title, class_="faint")]
     for r, row in enumerate(rows):
@@ -166,30 +167,27 @@ def heat_map(
             if value is None:
                 look = {"style": "fill: none; stroke: var(--line)"}
             parts.append(tag("rect", x=x + 1, y=y + 1, width=cell - 2, height=step - 2, rx=3, **look))
-            shown, class_ = (
-                "–" if value is None else fixed(100 * value, 0),
-                "on" if strength > 0.62 else "off",
-            )
+            shown = "–" if value is None else fixed(100 * value, 0)
+            class_ = "on" if strength > 0.62 else "off"
             parts.append(text(x + cell / 2, y + step / 2 + 4, shown, "middle", f"num {class_}"))
     for c, column in enumerate(columns):
         parts.append(text(left + (c + 0.5) * cell, foot + 16, column, "middle", "num"))
     end = max(left + cell * len(columns), left + svg.text_width(x_title))
     parts.append(text(end, foot + 34, x_title, "end", "faint"))
     described = "; ".join(f"{c} at {r}: {fixed(100 * v, 0)} %" for (c, r), v in cells.items())
-    return svg.drawing(width, foot + 40, "".join(parts), f"{label}: {described}")
+    return svg.drawing(340, foot + 40, "".join(parts), f"{label}: {described}")
 
 
 def divided_bar(
-    rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], *, label: str, show: Callable[[float], str],
-    width: int = 1080,
-) -> str:  # fmt: skip
+    rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], *, label: str, show: Callable[[float], str]
+) -> str:
     """Draw bars on one scale, each divided into (name, size, colour) parts. Wide parts show their names."""
     totals = [sum(size for _, size, _ in parts) for _, parts in rows]
     if max(totals, default=0) <= 0:
         return ""
     left = max(svg.text_width(title) for title, _ in rows) + 16
     right = max(svg.text_width(show(total)) for total in totals) + 14
-    step, thick = 44, 30
+    step, thick, width = 44, 30, 1080
     drawn = []
     for index, ((title, parts), total) in enumerate(zip(rows, totals, strict=True)):
         y, x = index * step + 4, left
@@ -218,9 +216,9 @@ def loss_lines(name: str, train: Sequence[Point], evals: Sequence[Point]) -> lis
     return [*lines, Line(name, evals, colour, dots=len(evals) <= 40, dashed=dashed)] if evals else lines
 
 
-def thin(points: Sequence[Point], limit: int = MAX_POINTS) -> list[Point]:
-    """Average groups of neighbours so that at most ``limit`` points remain."""
-    size = math.ceil(len(points) / limit)
+def thin(points: Sequence[Point]) -> list[Point]:
+    """Average groups of neighbours so that at most `MAX_POINTS` points remain."""
+    size = math.ceil(len(points) / MAX_POINTS)
     if size <= 1:
         return list(points)
     groups = [points[start : start + size] for start in range(0, len(points), size)]

@@ -114,8 +114,7 @@ def create_app(
 
 
 class _Gate:
-    """Checks what holds for every request, before any route: the host, the origin, and a name for the
-    request.
+    """Checks host and origin of every request before any route, and gives the request a name.
 
     A Host header must name this server, or a web page of an attacker whose name resolves to this machine
     could use it (DNS rebinding). A browser sends Origin with requests of other sites: these are refused.

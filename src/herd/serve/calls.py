@@ -56,8 +56,7 @@ class TextCall:
 
 
 def checked_sampling(defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> Sampling:
-    """Return a model's settings with those of a request that are not None. Raises `BadRequest` for a wrong
-    one.
+    """Return a model's settings, replaced by those of a request that are not None. Raises `BadRequest`.
 
     ``ignore_eos`` is left out: only the model knows the tokens that it means.
     """

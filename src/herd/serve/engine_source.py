@@ -117,8 +117,7 @@ class _ChoiceReader:
         self.problems: list[str] = []
 
     def echo(self, generation: Generation) -> Iterable[AnswerEvent]:
-        """Return the text of the prompt and its log-probabilities before the first delta, if they were
-        requested.
+        """Return the prompt's text and log-probabilities before the first delta, if they were requested.
 
         The token that begins every text is left out.
         """

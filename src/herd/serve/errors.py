@@ -54,7 +54,7 @@ class NotFound(ApiError):
 
 
 class BudgetExceeded(ApiError):
-    """A request whose worst case does not fit into what is left of a budget. Trying again does not help."""
+    """A request whose worst case exceeds the rest of a budget. Trying again does not help."""
 
     def __init__(self, message: str) -> None:
         super().__init__(

@@ -119,7 +119,7 @@ class Paragraphs:
         self._has_text = self._is_new_step = False
 
     def text(self, event: AnswerEvent) -> str:
-        """Return what an event adds to the text. The first text after tools have run begins a paragraph."""
+        """Return the text that an event adds. The first text after tools have run begins a paragraph."""
         if isinstance(event, ServerResult):
             self._is_new_step = True
         if not isinstance(event, AnswerText) or not event.text:

@@ -25,21 +25,13 @@ from .store import Store, now_ms, record
 from .tables import keys, meta
 
 Scope = Literal[
-    "chat",
-    "completions",
-    "responses",
-    "messages",
-    "ollama",
-    "tokenize",
-    "models",
-    "usage",
-    "metrics",
+    "chat", "completions", "responses", "messages", "ollama", "tokenize", "models", "usage", "metrics",
     "admin",
-]
-"""What a route belongs to, and what a key may be allowed. ``usage`` is the key's own usage."""
+]  # fmt: skip
+"""The group of routes that a key may use. ``usage`` is the key's own usage."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 USER_SCOPES = frozenset(SCOPES) - {"metrics", "admin"}
-"""Scopes of a key for which none are named."""
+"""Scopes of a key that was created without naming any."""
 ToolGroup = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 _ID_LENGTH, _SECRET_LENGTH = 12, 43
 _TOKEN = re.compile(rf"herd-([a-z0-9]{{{_ID_LENGTH}}})-([A-Za-z0-9]{{{_SECRET_LENGTH}}})")
@@ -63,7 +55,7 @@ class TokenBudget(BaseModel):
 
 
 class KeyPolicy(BaseModel):
-    """What a key allows. ``models`` None: every model. Limits None: no limit.
+    """The permissions of a key. ``models`` None: every model. Limits None: no limit.
 
     Keys with the same ``cache_group`` share cached prompt beginnings. By default a key shares with no other.
     ``tools`` are names of tools that run on the server, or of MCP servers.
@@ -174,12 +166,11 @@ def find_key(store: Store, id_or_name: str) -> KeyInfo:
 
 
 def revoke_key(store: Store, id_or_name: str, actor: str) -> KeyInfo:
-    """Revoke a key for ever and return it. Its open answers end within a second."""
+    """Revoke a key forever and return it. Its open answers end within a second."""
     with store.write(durable=True) as connection:
         info = _find(connection, id_or_name)
         if info.revoked_ms is None:
-            connection.execute(keys.update().where(keys.c.id == info.id).values(revoked_ms=now_ms()))
-            _changed(connection, actor, "revoke key", info)
+            _change(connection, actor, "revoke key", info, revoked_ms=now_ms())
         return _find(connection, info.id)
 
 
@@ -192,15 +183,11 @@ def change_key(
     ValueError for a policy that is malformed.
     """
     with store.write(durable=True) as connection:
-        info = _find(connection, id_or_name)
-        if info.revoked_ms is not None:
-            raise ConfigError(f"key {info.id}: was revoked; create a new key")
+        info = _find_valid(connection, id_or_name)
         policy = KeyPolicy.model_validate({**info.policy.model_dump(), **changes})
         if currency:
             choose_currency(connection, currency)
-        values = {"policy": policy.model_dump(mode="json")}
-        connection.execute(keys.update().where(keys.c.id == info.id).values(values))
-        _changed(connection, actor, "change key", info)
+        _change(connection, actor, "change key", info, policy=policy.model_dump(mode="json"))
         return _find(connection, info.id)
 
 
@@ -208,11 +195,8 @@ def rotate_key(store: Store, id_or_name: str, actor: str) -> tuple[KeyInfo, str]
     """Give a key a new secret and return it with its new text. The old text stops working at once."""
     secret = _new_secret()
     with store.write(durable=True) as connection:
-        info = _find(connection, id_or_name)
-        if info.revoked_ms is not None:
-            raise ConfigError(f"key {info.id}: was revoked; create a new key")
-        connection.execute(keys.update().where(keys.c.id == info.id).values(digest=_digest(secret)))
-        _changed(connection, actor, "rotate key", info)
+        info = _find_valid(connection, id_or_name)
+        _change(connection, actor, "rotate key", info, digest=_digest(secret))
         return _find(connection, info.id), _token(info.id, secret)
 
 
@@ -232,8 +216,8 @@ def first_admin_key(store: Store, actor: str) -> str | None:
 def verify_token(store: Store, token: str) -> tuple[KeyInfo, int] | None:
     """Return the key of a text and the version of all keys, or None for a text that is not a key's.
 
-    The key may be revoked or expired. Looked up by its id. The digest of the secret is compared in constant
-    time, with a digest that fits nothing if there is no such id.
+    The key may be revoked or expired. It is found by its id. The digest of the secret is then compared in
+    constant time. If there is no such id, it is compared with a digest that fits nothing.
     """
     match = _TOKEN.fullmatch(token)
     if match is None:
@@ -290,6 +274,20 @@ def _find(connection: sql.Connection, id_or_name: str) -> KeyInfo:
     for info in sorted(same, key=lambda info: (info.id != id_or_name, info.revoked_ms is not None)):
         return info
     raise ConfigError(f"key {id_or_name!r}: no key has this id or name; see them with: herd keys list")
+
+
+def _find_valid(connection: sql.Connection, id_or_name: str) -> KeyInfo:
+    """Return the key to change. Raises ConfigError if it was revoked."""
+    info = _find(connection, id_or_name)
+    if info.revoked_ms is not None:
+        raise ConfigError(f"key {info.id}: was revoked; create a new key")
+    return info
+
+
+def _change(connection: sql.Connection, actor: str, act: str, info: KeyInfo, **values: Any) -> None:
+    """Store new values of a key's columns."""
+    connection.execute(keys.update().where(keys.c.id == info.id).values(values))
+    _changed(connection, actor, act, info)
 
 
 def _changed(connection: sql.Connection, actor: str, act: str, info: KeyInfo) -> None:

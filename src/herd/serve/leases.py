@@ -1,5 +1,4 @@
-"""Signs of life of the servers on one shared database, so that one that is gone for good can be told from a
-busy one.
+"""Signs of life of the servers on one shared database, to tell a server that is gone from a busy one.
 
 Each server counts up its row of the table ``servers``. It also watches the rows of the others. A server whose
 count did not change for `LEASE_SECONDS`, in which the database always answered, is taken for dead: its
@@ -28,10 +27,9 @@ LEASE_SECONDS = 900.0
 
 
 class Leases:
-    """A thread that shows that the server ``name`` lives, and calls ``release`` with the name of each dead
-    one.
+    """A thread that shows that the server ``name`` lives, and notices dead servers.
 
-    A dead server's row is deleted when ``release`` has returned.
+    It calls ``release`` with the name of each dead server, and then deletes the server's row.
     """
 
     def __init__(

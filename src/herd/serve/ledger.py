@@ -1,9 +1,9 @@
 """The ledger: what each request may use at most, and what it did use, exactly.
 
 A request *reserves* its worst case in one transaction, which also checks the key's limits. Two requests can
-therefore never pass on the same money. It is *settled* once, in one transaction that replaces the reservation
-by what was used. In between its counter is advanced before each write to the client (`counters.py`), so after
-`kill -9` the bill lies between what the client received and one chunk more.
+therefore never be admitted on the same money. It is *settled* once, in one transaction that replaces the
+reservation by what was used. In between its counter is advanced before each write to the client
+(`counters.py`), so after `kill -9` the bill lies between what the client received and one chunk more.
 
 Completion tokens are the tokens sampled for the request up to and including the last one that was delivered
 or used up as stop text. A request whose counter was never advanced had no byte of an answer, and bills
@@ -78,8 +78,7 @@ class Bill:
 class Reservation:
     """An open request in the ledger. `advance` before each write to the client, `settle` once at the end.
 
-    ``prompt_tokens`` of the methods 0: as many as were reserved. Otherwise the number that turned out to be
-    right.
+    In all methods ``prompt_tokens`` is the true number if it differs from the reserved one, else 0.
     """
 
     def __init__(
@@ -132,10 +131,9 @@ class Reservation:
         status: Status = "completed",
         prompt_tokens: int = 0,
     ) -> Bill:
-        """End the request and return its bill, which is empty if nothing was advanced. A second call does
-        nothing.
+        """End the request and return its bill, which is empty if nothing was advanced.
 
-        Does not raise if the store is away. The bill is then kept, and stored later.
+        A second call does nothing. If the store is away, the bill is kept, and stored later.
         """
         if self._bill is None:
             begun = unpack(self._words[self._slot])[0]
@@ -171,7 +169,7 @@ class Unmetered:
 
 @dataclass(frozen=True)
 class _Open:
-    """The row of an open request, found again by its key, id and counter."""
+    """The columns by which the row of an open request is found again."""
 
     key_id: str
     id: str
@@ -180,11 +178,11 @@ class _Open:
 
 
 class Ledger:
-    """The ledger in a store. ``folder`` has the counter files of this machine's servers. Safe from any
-    thread.
+    """The ledger in a store, safe from any thread.
 
-    A store by URL may be shared by servers on several machines, which watch each other's signs of life
-    (`leases.py`). A machine that is gone took its counters with it, so its open requests bill nothing.
+    ``folder`` has the counter files of this machine's servers. A store by URL may be shared by servers on
+    several machines, which watch each other's signs of life (`leases.py`). If a machine is gone, so are its
+    counters, and its open requests bill nothing.
     """
 
     def __init__(
@@ -219,8 +217,8 @@ class Ledger:
     ) -> Reservation:
         """Admit a request and reserve the most that it can use, or raise one of the errors of `errors.py`.
 
-        Later steps of an admitted request, by number, need an id of their own. Their tokens must be within
-        the limits.
+        ``step`` is the number of the step in its request. Later steps need an id of their own. They count
+        towards limits of tokens and money, but not as requests.
 
         ``max_completion_tokens`` is the sum over all answers to the prompt. ``request_id`` is unique for the
         key. The id of a request that was settled without a bill can be used again.
@@ -270,8 +268,10 @@ class Ledger:
         return count
 
     def _recover_from(self, path: Path, server: str) -> int | None:
-        """Settle the open requests of a dead server from its counters. None: it lives, or its file is
-        gone."""
+        """Settle the open requests of a dead server from its counters, or return None.
+
+        None: the server lives, or its file is gone.
+        """
         with counters_of_dead(path) as words:
             if words is None:
                 return None
@@ -330,25 +330,14 @@ class Ledger:
                 )
             _check_budget(connection, info, budget, tokens if budget.unit == "tokens" else money, now)
         day = day_of(now)
-        row = vars(request) | {
-            "model": model,
-            "endpoint": endpoint,
-            "status": "open",
-            "day": day,
-            "created_ms": now,
-            "prompt_tokens": prompt_tokens,
-            "cached_tokens": 0,
-            "completion_tokens": 0,
-            "tokens": tokens,
-            "reserved_tokens": tokens,
-            "reserved_money": money,
-            "price": asdict(price) if price else None,
-            "money": 0,
-        }
+        reserved = {"reserved_tokens": tokens, "reserved_money": money}
+        row = vars(request) | reserved | {
+            "model": model, "endpoint": endpoint, "status": "open", "day": day, "created_ms": now,
+            "prompt_tokens": prompt_tokens, "cached_tokens": 0, "completion_tokens": 0, "tokens": tokens,
+            "price": asdict(price) if price else None, "money": 0,
+        }  # fmt: skip
         connection.execute(INSERT_REQUEST, row)
-        add_to_day(
-            connection, request.key_id, day, model, {"reserved_tokens": tokens, "reserved_money": money}
-        )
+        add_to_day(connection, request.key_id, day, model, reserved)
         return price or FREE
 
     def _lower(self, request: _Open, completion_tokens: int) -> None:
@@ -406,19 +395,11 @@ class Ledger:
             prompt_tokens = prompt_tokens or row.prompt_tokens
             cost = price.cost(prompt_tokens, cached, completion)
             bill = vars(Bill(prompt_tokens, cached, completion, cost) if begun else Bill())
-            connection.execute(
-                CHANGE_REQUEST,
-                bill
-                | {
-                    "at_key": request.key_id,
-                    "at_id": request.id,
-                    "status": status,
-                    "settled_ms": self._clock(),
-                    "tokens": prompt_tokens + completion,
-                    "reserved_tokens": 0,
-                    "reserved_money": 0,
-                },
-            )
+            settled = bill | {
+                "at_key": request.key_id, "at_id": request.id, "status": status, "settled_ms": self._clock(),
+                "tokens": prompt_tokens + completion, "reserved_tokens": 0, "reserved_money": 0,
+            }  # fmt: skip
+            connection.execute(CHANGE_REQUEST, settled)
             freed = {"reserved_tokens": -row.reserved_tokens, "reserved_money": -row.reserved_money}
             counted = {"requests": int(begun and STEP_MARK not in row.endpoint)}
             add_to_day(connection, request.key_id, row.day, row.model, bill | freed | counted)
@@ -426,9 +407,8 @@ class Ledger:
 
     def _open_rows(self, condition: sql.ColumnElement[bool]) -> list[sql.Row]:
         with self._store.read() as connection:
-            return list(
-                connection.execute(sql.select(requests).where(requests.c.status == "open", condition))
-            )
+            select = sql.select(requests).where(requests.c.status == "open", condition)
+            return list(connection.execute(select))
 
 
 def _counter_folder(store: Store) -> Path:
@@ -507,12 +487,10 @@ def _check_budget(
 
 
 def _next_period(budget: TokenBudget, now: int) -> str:
-    """Return the day on which a budget begins anew."""
+    """Return the time at which a budget starts again."""
     today = datetime.fromtimestamp(now / 1000, UTC).date()
-    following = (
-        today + timedelta(days=1) if budget.period == "day" else (today.replace(day=1) + timedelta(days=32))
-    )
-    return f"{following if budget.period == 'day' else following.replace(day=1)} 00:00 UTC"
+    tomorrow, next_month = today + timedelta(days=1), today.replace(day=1) + timedelta(days=32)
+    return f"{tomorrow if budget.period == 'day' else next_month.replace(day=1)} 00:00 UTC"
 
 
 def _seconds_left(created_ms: int, now: int) -> float:

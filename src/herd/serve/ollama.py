@@ -1,6 +1,6 @@
 """Ollama's ``/api/chat``, ``/api/generate``, ``/api/tags``, ``/api/show``, ``/api/ps`` and ``/api/version``.
 
-Streams are lines of JSON. They have nothing that clients ignore, so a silent stream cannot be kept alive.
+Streams are lines of JSON. Clients read every line, so nothing can be sent to keep a silent stream alive.
 """
 
 from __future__ import annotations

@@ -252,8 +252,8 @@ class ResponseWriter(AnswerWriter):
         item = self._add(kind, "")
         announced = item | {"content": [], "status": "in_progress"}
         added = self._event("response.output_item.added", output_index=self._at, item=announced)
-        place = {"item_id": item["id"], "output_index": self._at, "content_index": 0}
-        return added + self._event("response.content_part.added", **place, part=item["content"][0])
+        part = item["content"][0]
+        return added + self._event("response.content_part.added", **self._ids, content_index=0, part=part)
 
     def _add(self, kind: type[AnswerText | AnswerThought], text: str) -> Item:
         """Append a message or a reasoning item with one part, and return it."""
@@ -275,8 +275,7 @@ class ResponseWriter(AnswerWriter):
         part = item["content"][0]
         more = {"logprobs": part["logprobs"]} if "logprobs" in part else {}
         done = self._part_event("done", text=part["text"], **more)
-        place = {"item_id": item["id"], "output_index": self._at, "content_index": 0}
-        done += self._event("response.content_part.done", **place, part=part)
+        done += self._event("response.content_part.done", **self._ids, content_index=0, part=part)
         self._filling = None
         item["status"] = self._status
         return done + self._event("response.output_item.done", output_index=self._at, item=item)
@@ -284,61 +283,54 @@ class ResponseWriter(AnswerWriter):
     def _call(self, call: AnswerCall) -> bytes:
         item = _call_item(call)
         self._output.append(item)
-        place = {"item_id": item["id"], "output_index": self._at}
+        ids, text, kind = self._ids, call.arguments, "response.function_call_arguments"
         opening = item | {"arguments": "", "status": "in_progress"}
-        return b"".join(
-            (
-                self._event("response.output_item.added", output_index=self._at, item=opening),
-                self._event("response.function_call_arguments.delta", **place, delta=call.arguments),
-                self._event(
-                    "response.function_call_arguments.done",
-                    **place,
-                    name=item["name"],
-                    arguments=call.arguments,
-                ),
-                self._event("response.output_item.done", output_index=self._at, item=item),
-            )
-        )
+        added = self._event("response.output_item.added", output_index=self._at, item=opening)
+        added += self._event(f"{kind}.delta", **ids, delta=text)
+        added += self._event(f"{kind}.done", **ids, name=item["name"], arguments=text)
+        return added + self._event("response.output_item.done", output_index=self._at, item=item)
 
     def _server_call(self, call: ServerCall) -> bytes:
         """Announce a call that runs on this server. Its item is closed with the result."""
         item = _server_item(call)
         self._output.append(item)
-        place = {"item_id": item["id"], "output_index": self._at}
+        ids = self._ids
         added = self._event("response.output_item.added", output_index=self._at, item=item)
         kind = f"response.{item['type']}"
-        begun = self._event(f"{kind}.in_progress", **place)
+        begun = self._event(f"{kind}.in_progress", **ids)
         if item["type"] == CODE_ITEM:
-            begun += self._event(f"{kind}_code.delta", **place, delta=item["code"])
-            begun += self._event(f"{kind}_code.done", **place, code=item["code"])
-            return added + begun + self._event(f"{kind}.interpreting", **place)
-        begun += self._event(f"{kind}_arguments.delta", **place, delta=call.arguments)
-        return added + begun + self._event(f"{kind}_arguments.done", **place, arguments=call.arguments)
+            begun += self._event(f"{kind}_code.delta", **ids, delta=item["code"])
+            begun += self._event(f"{kind}_code.done", **ids, code=item["code"])
+            return added + begun + self._event(f"{kind}.interpreting", **ids)
+        begun += self._event(f"{kind}_arguments.delta", **ids, delta=call.arguments)
+        return added + begun + self._event(f"{kind}_arguments.done", **ids, arguments=call.arguments)
 
     def _server_result(self, result: ServerResult) -> bytes:
         item = self._output[-1]
-        place = {"item_id": item["id"], "output_index": self._at}
         if item["type"] == CODE_ITEM:
             item |= {"outputs": [{"type": "logs", "logs": result.text}], "status": "completed"}
         else:
             item |= {"output": result.text, "status": "completed"}
             if not result.ok:
-                error = {
-                    "type": "mcp_tool_execution_error",
-                    "content": [{"type": "text", "text": result.text}],
-                }
+                content = [{"type": "text", "text": result.text}]
+                error = {"type": "mcp_tool_execution_error", "content": content}
                 item |= {"output": None, "error": error, "status": "failed"}
-        done = self._event(f"response.{item['type']}.{item['status']}", **place)
+        done = self._event(f"response.{item['type']}.{item['status']}", **self._ids)
         return done + self._event("response.output_item.done", output_index=self._at, item=item)
 
     @property
     def _at(self) -> int:
+        """The index of the latest item."""
         return len(self._output) - 1
+
+    @property
+    def _ids(self) -> dict[str, Any]:
+        """The fields by which events of the latest item refer to it."""
+        return {"item_id": self._output[-1]["id"], "output_index": self._at}
 
     def _part_event(self, what: str, **fields: Any) -> bytes:
         kind = "output_text" if self._filling is AnswerText else "reasoning_text"
-        place = {"item_id": self._output[-1]["id"], "output_index": self._at, "content_index": 0}
-        return self._event(f"response.{kind}.{what}", **place, **fields)
+        return self._event(f"response.{kind}.{what}", **self._ids, content_index=0, **fields)
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         data = {"type": kind, "sequence_number": self._n_events, **fields}

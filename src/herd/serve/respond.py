@@ -253,8 +253,7 @@ def openai_usage(usage: AnswerUsage) -> dict[str, Any]:
 
 
 def usage_so_far(answer: LiveAnswer, index: int) -> dict[str, Any]:
-    """Return the usage in a chunk of a choice, as vLLM tells it: with the tokens of that choice up to
-    here."""
+    """Return the usage in a chunk of a choice: as in vLLM, with the tokens of that choice so far."""
     usage = answer.usage
     return openai_usage(replace(usage, completion_tokens=answer.tokens.get(index, 0)))
 

@@ -1,5 +1,4 @@
-"""The tools that this server runs: the calculator, the code interpreter in the sandbox, and MCP servers'
-tools.
+"""The tools that this server runs: calculator, sandboxed code interpreter, and tools of MCP servers.
 
 They are fixed when the server starts. A key may use those of the groups that it was granted. Whatever a tool
 does, a call ends within its time, and returns text of a bounded length for the model.

@@ -74,7 +74,7 @@ def add_to_day(
 
 
 def spent(connection: sql.Connection, key_id: str, unit: str, period: str, at_ms: int) -> tuple[int, int]:
-    """Return what a key has used and reserved of ``unit`` (tokens, money) in the day or month of a time."""
+    """Return a key's used and reserved amounts of ``unit`` (tokens, money) in the day or month of a time."""
     day = day_of(at_ms)
     first, last = (day, day) if period == "day" else (f"{day[:8]}01", f"{day[:8]}31")
     sums = connection.execute(_SPENT, {"key_id": key_id, "first": first, "last": last}).one()

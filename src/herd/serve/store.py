@@ -141,8 +141,7 @@ class Store:
 
 
 def cache_secret(store: Store) -> bytes:
-    """Return the secret of the store with which the caches of groups of keys are kept apart in other
-    servers."""
+    """Return the store's secret that keeps the caches of different key groups apart in other servers."""
     with store.read() as connection:
         return bytes.fromhex(connection.execute(sql.select(meta.c.cache_secret)).scalar_one())
 

@@ -111,7 +111,7 @@ class ToolOffer:
 
 
 def offered_tools(request: Request, principal: Principal) -> ToolOffer:
-    """Return how the tools of a request are read."""
+    """Return the tools that run on this server for a key, and the limit on tools."""
     state = request.app.state
     return ToolOffer(state.settings.max_tools, state.tools.granted_to(principal))
 
@@ -119,8 +119,7 @@ def offered_tools(request: Request, principal: Principal) -> ToolOffer:
 def read_tools(
     tools: Sequence[Mapping[str, Any]] | None, warnings: list[str], offer: ToolOffer
 ) -> tuple[OfferedTool, ...]:
-    """Return the functions in a list of tools, in OpenAI's nested or flat form, and those that run on this
-    server.
+    """Return the tools of a request: functions, in OpenAI's nested or flat form, and tools of this server.
 
     Tools of other types, and those that are not granted, are named in ``warnings``. Raises `BadRequest` for a
     function that is malformed.

@@ -101,9 +101,9 @@ class LibraryTokenizer(Tokenizer):
         return encoding.ids, [start for start, _ in encoding.offsets]
 
     def _reader(self, *, special: bool) -> Library:
-        """Return the library's tokenizer that reads special tokens in a text as such, or as plain text.
+        """Return a `tokenizers.Tokenizer` that reads special tokens in a text as ids, or as plain text.
 
-        The kind that is asked for first is the original. A copy for the other kind takes up to half a second.
+        The one that is needed first is the original. A copy for the other takes up to half a second.
         """
         with _LOCK:
             if special not in self._readers:
@@ -176,7 +176,7 @@ class LibraryTokenizer(Tokenizer):
 
     @cached_property
     def missing_bytes(self) -> frozenset[int]:  # type: ignore[override]
-        """The bytes that no token expresses alone, so that a text with them may not come back."""
+        """The bytes that are not a token by themselves, so that a text with them may be lost in encoding."""
         single = {token[0] for token in self._tokens if len(token) == 1}
         if not self._byte_level and not any(_BYTE_TOKEN.fullmatch(w) for w in self._library.get_vocab()):
             return frozenset()  # characters, not bytes, are the smallest pieces

@@ -10,7 +10,6 @@ The loss mask marks what the assistant writes. It comes from rendering prefixes:
 assistant's message with the generation prompt, and with the message. The text between is the assistant's, up
 to its stop token. A template that changes earlier messages later (such as one that removes past reasoning)
 gives no prefix for those messages. They are not trained, and a warning says so.
-
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from ..checkpoint import (
 from ..data.builtin import parallel_lines
 from ..data.corpus import read_corpus
 from ..data.wordings import LANGUAGES
+from ..dtypes import fast_dtype
 from ..errors import DataError
 from ..evals.bpb import compression
 from ..evals.windows import from_texts
@@ -43,7 +44,6 @@ from ..text import Tokenizer
 from ..text.extend import ExtendedVocabulary, extend_vocabulary
 from ..train.recipe import parse_recipe
 from ..train.run import run_recipe
-from .recipe import compute_dtype
 
 BLOCK = 2_000
 """Characters of a block of text. Every tenth block, by its hash, is held out."""
@@ -201,7 +201,7 @@ def _recipe(options: LanguageOptions, added: int) -> str:
         "schedule": {"kind": "cosine", "warmup_steps": min(max(1, steps // 20), steps - 1), "decay_steps": 0},
         "train": {
             "steps": steps, "batch_size": batch, "micro_batch_size": batch, "context": CONTEXT,
-            "dtype": compute_dtype(), "seed": options.seed, "save_every": max(1, min(50, steps // 4)),
+            "dtype": fast_dtype(), "seed": options.seed, "save_every": max(1, min(50, steps // 4)),
             "keep_states": 1,
         },
         "out": str(out / "run"),

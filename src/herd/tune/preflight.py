@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -52,18 +51,18 @@ class Preflight:
     memory: int
     memory_free: int
     overlap: dict[str, float]
-    tokens_per_s: float | None = None
+    tokens_per_s: float
 
     @property
-    def seconds(self) -> float | None:
+    def seconds(self) -> float:
         """The predicted duration of the training steps."""
-        return None if self.tokens_per_s is None else self.steps * self.step_tokens / self.tokens_per_s
+        return self.steps * self.step_tokens / self.tokens_per_s
 
 
-def preflight(run: Prepared, tasks: Sequence[str], data: Data, *, measure: bool = True) -> Preflight:
-    """Return the facts known before the run. ``measure`` runs two micro-batches to measure the speed."""
+def preflight(run: Prepared, tasks: Sequence[str], data: Data) -> Preflight:
+    """Return the facts known before the run. Two micro-batches are run to measure the speed."""
     recipe, rows = run.recipe, _rows(run)
-    sizes = sorted(((_length(row), row.where) for row in rows), reverse=True)
+    sizes = sorted(((len(_ids(row)), row.where) for row in rows), reverse=True)
     trained = sum(row.n_trained if isinstance(row, Example) else sum(row.chosen.mask) for row in rows)
     n_tokens = sum(size for size, _ in sizes)
     chat = run.tokenizer.chat
@@ -98,7 +97,7 @@ def preflight(run: Prepared, tasks: Sequence[str], data: Data, *, measure: bool 
         memory=run.choice.nbytes,
         memory_free=available_memory(),
         overlap={name: overlap.share for name, overlap in found.items()},
-        tokens_per_s=measure_speed(run) if measure else None,
+        tokens_per_s=measure_speed(run),
     )
 
 
@@ -141,13 +140,11 @@ def screen(found: Preflight) -> list[tuple[str, str]]:
             f"{found.context:,} ({found.epochs:.1f} epochs), lr {found.lr:g}, {found.dtype}",
         ),
         ("memory", f"{found.memory / 1e9:.1f} GB of {found.memory_free / 1e9:.1f} GB free"),
+        ("speed", f"{found.tokens_per_s:,.0f} tokens/s: {found.seconds / 60:,.1f} minutes"),
     ]
-    if found.tokens_per_s and found.seconds is not None:
-        lines.append(("speed", f"{found.tokens_per_s:,.0f} tokens/s: {found.seconds / 60:,.1f} minutes"))
     for name, share in found.overlap.items():
-        lines.append(
-            ("overlap", f"{100 * share:.1f} % of {name}'s items share 13 words in a row with the data")
-        )
+        text = f"{100 * share:.1f} % of {name}'s items share 13 words in a row with the data"
+        lines.append(("overlap", text))
     lines += [("note", f"{text} ({n:,} rows)") for text, n in found.notes.items()]
     return lines
 
@@ -165,7 +162,3 @@ def _rows(run: Prepared) -> Sequence[Example | AnswerPair]:
 
 def _ids(row: Example | AnswerPair) -> list[int]:
     return row.rendered.ids if isinstance(row, Example) else row.chosen.ids
-
-
-def _length(row: Any) -> int:
-    return len(_ids(row))

@@ -12,6 +12,7 @@ import yaml
 
 from ..checkpoint import ModelSource
 from ..data.tuning import AnswerPair, Example, TuningRows, read_tuning
+from ..dtypes import fast_dtype
 from ..errors import DataError
 from ..files import write_atomically
 from ..machine import available_memory
@@ -67,7 +68,7 @@ def prepare_run(options: TuneOptions) -> Prepared:
     out = Path(options.out)
     if tokenizer is not source.tokenizer:
         tokenizer.save(out / "chat", model_max_length=config.max_context)
-    dtype = compute_dtype()
+    dtype = fast_dtype()
     micro = max(1, min(MICRO_TOKENS, STEP_TOKENS) // context)
     batch = max(micro, STEP_TOKENS // context // micro * micro)
     packed = source.file.stat().st_size if source.file is not None else None
@@ -117,18 +118,6 @@ def fitting_context(rows: Sequence[Example | AnswerPair], limit: int) -> int:
     ]
     wanted = -(-max(lengths) // 64) * 64
     return min(limit, max(512, wanted))
-
-
-def compute_dtype() -> str:
-    """Return the dtype to compute in on this machine: bf16, or fp32 on a CPU without bf16 products."""
-    import torch
-
-    fast = (
-        torch.cuda.is_available()
-        or torch.cpu._is_avx512_bf16_supported()
-        or torch.cpu._is_amx_tile_supported()
-    )
-    return "bf16" if fast else "fp32"
 
 
 def _steps(options: TuneOptions, rows: Sequence[Example | AnswerPair], step_tokens: int) -> int:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..data.packing import DialogStream
+from ..dtypes import fast_dtype
 from ..errors import DataError, QuantError
 from ..llama.config import ModelConfig
 from ..llama.lora import merged_parameter
@@ -28,7 +29,6 @@ from ..text import Rendered
 from ..train import AdamW, Cosine, TrainConfig, train
 from ..train.memory import MASTER, train_nbytes
 from ..train.objectives import distil
-from .recipe import compute_dtype
 
 RATE = 1e-4
 """Learning rate. A step of Q4_0 is 0.01 to 0.03 in most models: a weight can move by some tenths of it."""
@@ -73,7 +73,7 @@ def repaired_rows(
     rounding = StraightThrough(dict(student.named_parameters()), plan.plan(config))
     steps = repair_steps(tokens)
     settings = TrainConfig(
-        steps=steps, batch_size=ROWS, context=context, dtype=compute_dtype(),  # type: ignore[arg-type]
+        steps=steps, batch_size=ROWS, context=context, dtype=fast_dtype(),  # type: ignore[arg-type]
         optimizer=AdamW(lr=RATE, weight_decay=0.0),
         schedule=Cosine(warmup_steps=max(1, steps // 10), decay_steps=0),
     )  # fmt: skip
@@ -84,7 +84,7 @@ def repaired_rows(
 
 def _require_memory(config: ModelConfig) -> None:
     """Raise `QuantError` if training with rounded weights beside the teacher does not fit into memory."""
-    needed = train_nbytes(config, ROWS, min(CONTEXT, config.max_context), dtype=compute_dtype()).total
+    needed = train_nbytes(config, ROWS, min(CONTEXT, config.max_context), dtype=fast_dtype()).total
     needed += 2 * MASTER * config.n_params  # rounded weights and their grids
     free = available_memory()
     if needed > free:

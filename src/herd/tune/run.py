@@ -162,7 +162,7 @@ def _preferences(model: LlamaLM, recipe: Recipe, tokenizer: Tokenizer) -> dict[s
             sums_P2, counts_P2 = answer_log_probs(hidden_BTD, model.lm_head, batch)
             margins += (sums_P2[:, 0] - sums_P2[:, 1]).tolist()
             hits += (counts_P2[:, 0] < counts_P2[:, 1]).tolist()
-    order = [member for index in range(stream.n_rows) for member in stream.rows[stream.row_number(index)]]
+    order = [member for index in range(stream.n_rows) for member in stream.members(index)]
     return {"margins": dict(zip(map(str, order), margins, strict=True)), "shorter": sum(hits) / len(hits)}
 
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 from ...data import targets
 from ...data.batch import Batch
 from ...data.packing import DialogStream
-from ...data.shards import INDEX
-from ...data.stream import Stream, first_rows
+from ...data.shards import INDEX, Shards
+from ...data.stream import Stream, TokenStream, first_rows
 from ...data.text_files import DataWarning, expand_paths
 from ...text import Rendered, Tokenizer
 from ..config import TrainSettings
@@ -78,6 +78,13 @@ class DataSection(Section):
     def first_rows(self, stream: Stream, settings: TrainSettings) -> list[Batch]:
         """Return the rows to evaluate on, in batches of the run's size."""
         return first_rows(stream, self.heldout_rows, settings.micro_batch_size or 8)
+
+    def heldout_shards(self, tokenizer: Tokenizer, settings: TrainSettings) -> list[Batch]:
+        """Return the first rows of the shards ``heldout``, or nothing if none are named."""
+        if self.heldout is None:
+            return []
+        shards = Shards.open(expand_paths(self.heldout)[0], tokenizer)
+        return self.first_rows(TokenStream(shards, settings.context, 0), settings)
 
     def pack(
         self,

@@ -27,8 +27,4 @@ class ShardData(DataSection):
     def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
         shards = Shards.open(expand_paths(self.folder)[0], tokenizer)
         stream = TokenStream(shards, settings.context, settings.seed, documents=self.documents)
-        rows = []
-        if self.heldout is not None:
-            other = Shards.open(expand_paths(self.heldout)[0], tokenizer)
-            rows = self.first_rows(TokenStream(other, settings.context, 0), settings)
-        return OpenedData(stream, rows, str(shards.index["sha256"]))
+        return OpenedData(stream, self.heldout_shards(tokenizer, settings), str(shards.index["sha256"]))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from ...data.shards import Shards
-from ...data.stream import TokenStream
 from ...data.targets import Targets, TargetStream
 from ...data.text_files import expand_paths
 from ...errors import DataError
@@ -38,8 +36,5 @@ class TargetData(DataSection):
             raise DataError(
                 f"{targets.folder}: its rows have {targets.spec.context} tokens; set train.context to that"
             )
-        rows = []
-        if self.heldout is not None:
-            other = Shards.open(expand_paths(self.heldout)[0], tokenizer)
-            rows = self.first_rows(TokenStream(other, settings.context, 0), settings)
+        rows = self.heldout_shards(tokenizer, settings)
         return OpenedData(TargetStream(targets, settings.seed), rows, targets.sha256)

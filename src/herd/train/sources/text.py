@@ -58,12 +58,11 @@ class TextData(DataSection):
 
     def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
         shards = self._shards(self.split, tokenizer, out)
+        rows = self.heldout_shards(tokenizer, settings)
         if self.heldout is None:
             other = self._shards("heldout", tokenizer, out)
-        else:
-            other = Shards.open(expand_paths(self.heldout)[0], tokenizer)
+            rows = self.first_rows(TokenStream(other, settings.context, 0), settings)
         stream = TokenStream(shards, settings.context, settings.seed, documents=self.documents)
-        rows = self.first_rows(TokenStream(other, settings.context, 0), settings)
         return OpenedData(stream, rows, str(shards.index["sha256"]))
 
     def _shards(self, split: str, tokenizer: Tokenizer, out: Path) -> Shards:

@@ -1,0 +1,39 @@
+"""Every command that the documentation shows exists, with the options shown."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from herd import cli
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def shown_commands(text: str) -> list[tuple[str, list[str]]]:
+    """Return verb and further words of every ``herd VERB …`` on a page."""
+    text = text.replace("\\\n", " ")
+    found = re.findall(r"(?<![\w/.])herd ([a-z]+)\b([^\n`#]*)", text)
+    return [(verb, rest.replace(")", " ").split()) for verb, rest in found if verb in cli.VERBS]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_on_a_page_exist_with_their_options(page: Path) -> None:
+    for verb, words in shown_commands(page.read_text(encoding="utf-8")):
+        command = cli.load_verb(verb)
+        group = getattr(command, "commands", {})
+        if words and words[0] in group:
+            command = group[words[0]]
+        elif verb != "plan" and "run" in group:
+            command = group["run"]
+        known = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+        shown = {word for word in words if re.fullmatch(r"--?[a-z][a-z0-9-]*", word)}
+        assert shown <= known | {"--help"}, f"{page.name}: herd {verb} {' '.join(words)}"
+
+
+def test_the_pages_show_commands() -> None:
+    shown = [command for page in PAGES for command in shown_commands(page.read_text(encoding="utf-8"))]
+    assert len(shown) > 100
