@@ -177,6 +177,17 @@ def test_a_prompt_that_is_too_long_and_other_mistakes_are_the_client_s(clients):
             client.chat.completions.create(model="tiny", messages=messages, temperature=-1)
 
 
+def test_a_refusal_to_count_has_the_upstream_s_message(gateway):
+    function = {"name": "add", "strict": True, "parameters": {"type": 7}}
+    body = {
+        "messages": [{"role": "user", "content": "six"}],
+        "tools": [{"type": "function", "function": function}],
+    }
+    direct, through = (httpx.post(f"{url}/v1/chat/completions/input_tokens", json=body) for url in gateway)
+    assert (through.status_code, direct.status_code) == (400, 400)
+    assert through.json()["error"]["message"] == direct.json()["error"]["message"]
+
+
 def test_calls_of_tools_and_their_results(tokenizer):
     loop = ScriptedLoop(CALL)
     served = ServedModel("m", loop, tokenizer, CONTEXT)

@@ -16,7 +16,7 @@ from .models import ModelPool, ModelSlot
 from .problems import BadRequest, Overloaded, PromptTooLong
 from .source import AnswerSource, Servable
 from .upstream_source import STOPPING, UpstreamPrompt, UpstreamSource
-from .upstream_wire import chat_body, encoded, prompt_size, text_body, tokenize_body
+from .upstream_wire import chat_body, encoded, error_message, prompt_size, text_body, tokenize_body
 from .upstreams import Fleet
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class UpstreamModel(Servable[UpstreamPrompt]):
         except (HttpError, ValueError, TypeError):
             raise Overloaded("the upstream did not answer; try again later") from None
         if status in (400, 422):
-            raise BadRequest("the upstream refused the request")
+            raise BadRequest(error_message(answer)[0] or "the upstream refused the request")
         raise BadRequest(
             f"the upstream of {self.name} has no {path}, so its tokens cannot be counted here", status=501
         )

@@ -22,7 +22,7 @@ from .http_client import ConnectError, HttpConnection, HttpError
 from .problems import BadRequest, Overloaded, ServerFault
 from .source import AnswerSource
 from .tools import OfferedTool
-from .upstream_wire import ChoiceReader, prompt_beginning, stream_body, told_usage
+from .upstream_wire import ChoiceReader, error_message, prompt_beginning, stream_body, told_usage
 from .upstreams import MAX_ANSWER, Fleet, Upstream, describe, read_limited
 
 log = logging.getLogger("herd.serve")
@@ -307,7 +307,7 @@ def refusal(upstream: Upstream, response: HttpConnection, body: bytes) -> Except
     """Return the error for a response without an answer: the client's own fault, or an upstream that
     failed."""
     status = response.status
-    message, code = _message_of(body)
+    message, code = error_message(body)
     if status in (400, 413, 422):
         return BadRequest(message or "the upstream refused the request", code=code)
     if status in (429, 503, 529):
@@ -321,24 +321,9 @@ def refusal(upstream: Upstream, response: HttpConnection, body: bytes) -> Except
     return _UpstreamFailed(_gateway_error(f"the upstream failed with status {status}"))
 
 
-def _message_of(body: bytes) -> tuple[str, str | None]:
-    """Return the message and code of an error's body, in one of the forms that servers use."""
-    try:
-        error = json.loads(body)
-        error = error.get("error", error)
-        if isinstance(error, str):
-            return error[:2000], None
-        message = error.get("message") or error.get("detail") or ""
-        code = error.get("code")
-        text = message if isinstance(message, str) else json.dumps(message)
-        return text[:2000], code if isinstance(code, str) else None
-    except (ValueError, AttributeError):
-        return "", None
-
-
 def _stream_error(error: Any) -> Exception:
     """Return the error for an event in which an upstream tells of one."""
-    message, _ = _message_of(json.dumps({"error": error}).encode())
+    message, _ = error_message(json.dumps({"error": error}).encode())
     code = error.get("code") if isinstance(error, Mapping) else None
     if code in (400, 413, 422):
         return BadRequest(message or "the upstream refused the request")

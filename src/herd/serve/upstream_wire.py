@@ -284,6 +284,21 @@ def told_usage(chunk: Mapping[str, Any]) -> tuple[int, int, int] | None:
     return prompt, min(cached, prompt), completion
 
 
+def error_message(body: bytes) -> tuple[str, str | None]:
+    """Return the message and code of an error's body, in one of the forms that servers use."""
+    try:
+        error = json.loads(body)
+        error = error.get("error", error)
+        if isinstance(error, str):
+            return error[:2000], None
+        message = error.get("message") or error.get("detail") or ""
+        code = error.get("code")
+        text = message if isinstance(message, str) else json.dumps(message)
+        return text[:2000], code if isinstance(code, str) else None
+    except (ValueError, AttributeError):
+        return "", None
+
+
 def _scores(logprobs: Any) -> tuple[ScoredToken, ...]:
     """Return the log-probabilities of a choice, in the form of chat completions or of completions."""
     if not logprobs:
