@@ -63,7 +63,7 @@ def process(*words: str, log: Path | None = None, **environment: str) -> Iterato
     """Run a program in a process group of its own, and end the group."""
     out = subprocess.DEVNULL if log is None else log.open("wb")
     child = subprocess.Popen(
-        words, env={**os.environ, **environment}, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        words, env={**os.environ, **environment}, stdout=out, stderr=subprocess.STDOUT, process_group=0
     )
     try:
         yield child
