@@ -27,15 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import sqlalchemy as sql
 
 from common import bench_parser, save_receipt
 from herd.report import Value
-from herd.serve.keys import KeyPolicy, TokenBudget, create_key
+from herd.serve.keys import TokenBudget
 from herd.serve.prices import TokenPrice, set_price
 from herd.serve.store import Store
-from herd.serve.tables import requests
 from herd.serve.usage import read_usage
+from servers import ledger_rows, new_key, zero
 from tiny_server import TinyServers
 
 CLIENTS = 64
@@ -266,8 +265,7 @@ async def worst_case(token: str, servers: TinyServers) -> int:
 
 def compare(store: Store, log: list[Sent]) -> Counter[str]:
     """Compare each row of the ledger with what its client received. Return counts of agreement and of faults."""
-    with store.read() as connection:
-        rows = {row.id: row for row in connection.execute(sql.select(requests))}
+    rows = {row.id: row for row in ledger_rows(store)}
     counts: Counter[str] = Counter()
     tries: dict[str, list[Sent]] = {}
     for sent in log:
@@ -331,7 +329,7 @@ async def load(arguments: argparse.Namespace, store: Store, servers: TinyServers
     """Run the clients for some minutes, and then the races for a budget of one."""
     log: list[Sent] = []
     clients, tokens = new_clients(store, servers, log)
-    watcher = create_key(store, "watcher", KeyPolicy(scopes={"metrics"}), actor="bench")[1]
+    watcher = new_key(store, "watcher", scopes={"metrics"})
     flat = await steady_load(clients, servers, arguments.minutes)
     await asyncio.sleep(1)
     idle = await stats(watcher, servers)
@@ -341,8 +339,8 @@ async def load(arguments: argparse.Namespace, store: Store, servers: TinyServers
     need = await worst_case(tokens[0], servers)
     exact = 0
     for number in range(arguments.rounds):
-        policy = KeyPolicy(budgets=(TokenBudget(unit="tokens", period="day", amount=2 * need - 1),))
-        token = create_key(store, f"race {number}", policy, actor="bench")[1]
+        budgets = (TokenBudget(unit="tokens", period="day", amount=2 * need - 1),)
+        token = new_key(store, f"race {number}", budgets=budgets)
         exact += await race(token, servers, f"race-{number}") == {"200": 1, "429": 99}
     await asyncio.to_thread(servers.stop)
     counts = compare(store, log)
@@ -392,7 +390,7 @@ async def kill(arguments: argparse.Namespace, store: Store, servers: TinyServers
 
 def new_clients(store: Store, servers: TinyServers, log: list[Sent]) -> tuple[list[Client], list[str]]:
     """Make a key for each client, and start the server."""
-    tokens = [create_key(store, f"client {n}", KeyPolicy(), actor="bench")[1] for n in range(CLIENTS)]
+    tokens = [new_key(store, f"client {n}") for n in range(CLIENTS)]
     servers.start()
     return [Client(number, token, servers, log) for number, token in enumerate(tokens)], tokens
 
@@ -404,11 +402,6 @@ def faults(counts: Counter[str]) -> dict[str, Value]:
         "cut_billed_less", "cut_billed_over_a_chunk_more", "wrong_money", "sums_unequal", "reserved_left",
     )  # fmt: skip
     return {name: zero(counts[name], "faults") for name in names}
-
-
-def zero(count: int, unit: str) -> Value:
-    """Return a count that must be zero."""
-    return Value(count, unit, bar="= 0", passed=count == 0)
 
 
 def main() -> None:

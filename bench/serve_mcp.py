@@ -29,23 +29,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import sqlalchemy as sql
 import torch
 
 from common import DATA, WORK, add_commit, save_receipt
 from herd.report.receipt import Value
 from herd.serve.chat import ServedModel
-from herd.serve.keys import KeyPolicy, create_key
 from herd.serve.server_tools import ServerTools
 from herd.serve.store import Store
-from herd.serve.tables import requests
 from herd.serve.tools import PYTHON
 from herd.text import Tokenizer
 from herd.text.messages import CODE_INTERPRETER
 from herd.tools.mcp_servers import McpServers, ServerEntry
 from serve_agents import CONTEXT, ScriptedLoop, calls_text
 from serve_llamacpp_tests import fetch
-from servers import serving
+from servers import ledger_rows, new_key, serving
 
 FOLDER = WORK / "mcp-conformance"
 PACKAGES = ("@modelcontextprotocol/conformance@0.1.16", "bun@1.4.5")
@@ -145,7 +142,7 @@ def ask_with_tools(
             (tool.name, arguments(tool.parameters or {})) for group in tools.groups.values() for tool in group
         ]
         store = stack.enter_context(opened(folder / "serve.db"))
-        _, token = create_key(store, "bench", KeyPolicy(tools=frozenset(tools.groups)), actor="bench")
+        token = new_key(store, "bench", tools=frozenset(tools.groups))
         served = ServedModel("tiny", loop, tokenizer, CONTEXT, frozenset({"*"}))
         url = stack.enter_context(serving(served, store, tools))
         asked = [{"type": "mcp", "server_label": name} for name in entries]
@@ -155,8 +152,7 @@ def ask_with_tools(
             json={"messages": QUESTION, "tools": asked},
         )  # fmt: skip
         health = httpx.get(f"{url}/health", timeout=10).status_code
-        with store.read() as connection:
-            rows = connection.execute(sql.select(requests)).all()
+        rows = ledger_rows(store)
     message = answer.json()["choices"][0]["message"]
     script = loop.script
     return {

@@ -24,9 +24,10 @@ import psutil
 from common import bench_parser, save_receipt
 from herd.evals.bootstrap import mean_interval, ratio_interval
 from herd.report import Value
-from herd.serve.keys import KeyPolicy, TokenBudget, create_key
+from herd.serve.keys import TokenBudget
 from herd.serve.prices import TokenPrice, set_price
 from herd.serve.store import Store
+from servers import new_key
 from tiny_server import TinyServers, tiny_model
 
 CLIENTS = 32
@@ -133,8 +134,7 @@ def main() -> None:
         store = Store(Path(folder) / "serve.db")
         set_price(store, "tiny", TokenPrice(150_000, 20_000, 600_000), "EUR", "bench")
         budgets = (TokenBudget(unit="money", period="month", amount=10**12),)
-        policy = KeyPolicy(budgets=budgets, concurrent=100, tokens_per_minute=10**9)
-        token = create_key(store, "bench", policy, actor="bench")[1]
+        token = new_key(store, "bench", budgets=budgets, concurrent=100, tokens_per_minute=10**9)
         servers = TinyServers(Path(folder) / "serve.db")
         servers.start()
         for round_ in range(arguments.rounds + 1):
