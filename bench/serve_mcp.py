@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +141,7 @@ def ask_with_tools(
         loop.calls = calls or [
             (tool.name, arguments(tool.parameters or {})) for group in tools.groups.values() for tool in group
         ]
-        store = stack.enter_context(opened(folder / "serve.db"))
+        store = stack.enter_context(closing(Store(folder / "serve.db")))
         token = new_key(store, "bench", tools=frozenset(tools.groups))
         served = ServedModel("tiny", loop, tokenizer, CONTEXT, frozenset({"*"}))
         url = stack.enter_context(serving(served, store, tools))
@@ -167,19 +167,6 @@ def ask_with_tools(
         "left": sorted(set(descendants()) - before),
         "turns": [generation.request.prompt_ids.count(header) for generation in script.generations],
     }
-
-
-class opened:
-    """A context with a store in a file."""
-
-    def __init__(self, path: Path) -> None:
-        self._store = Store(path)
-
-    def __enter__(self) -> Store:
-        return self._store
-
-    def __exit__(self, *_: object) -> None:
-        self._store.close()
 
 
 def arguments(schema: dict[str, Any]) -> dict[str, Any]:
