@@ -120,7 +120,7 @@ def vllm(arguments: argparse.Namespace) -> None:
         child = stack.enter_context(
             process(*words, "--max-model-len", "1024", log=WORK / "vllm.log", **settings)
         )
-        wait_for(f"http://127.0.0.1:{port}/health", child, 600)
+        wait_for(f"http://127.0.0.1:{port}/health", child, 1800)
         store = Store(Path(folder) / "serve.db")
         url = stack.enter_context(gateway(f"{folder}/serve.db", f"http://127.0.0.1:{port}"))
         token = new_key(store, "load")
