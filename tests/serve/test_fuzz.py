@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 import schemathesis
@@ -38,8 +39,9 @@ class CheckingLoop(ScriptedLoop):
         return EngineStats(*[0] * 9, 0.0, 0.0)
 
 
-@pytest.fixture(scope="module")
-def fuzzed(tokenizer):
+@contextmanager
+def fuzzed_server(tokenizer):
+    """Run a server with a scripted engine, and yield what schemathesis makes of its description."""
     loop = CheckingLoop("a ", '{"type": "function", "name": "f", "parameters": {}}')
     served = ServedModel("m", loop, tokenizer, CONTEXT, frozenset("*"))
     allowing = ServeSettings(allowed_hosts=("*",), drain_seconds=0)
@@ -47,6 +49,12 @@ def fuzzed(tokenizer):
     with running(served, allowing) as url:
         schema = schemathesis.openapi.from_dict(json.loads(json.dumps(document)))
         schema.config.update(base_url=url)
+        yield schema
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tokenizer):
+    with fuzzed_server(tokenizer) as schema:
         yield schema
 
 
