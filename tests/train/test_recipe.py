@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 from herd.errors import HerdError, RecipeError
 from herd.train.recipe import check_recipe, parse_recipe, read_recipe
+from herd.train.recipe_yaml import read_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -270,11 +272,34 @@ def test_several_errors_show_the_first_and_count_the_rest():
         "a: !!python/object:os.system {}",
         "name: 2026-13-45",
         "a: &a [*a]",
+        "[" * 5000,
+        "a: \x07",
     ],
 )
 def test_texts_that_are_no_recipes_are_refused(text):
-    with pytest.raises(RecipeError):
+    with pytest.raises(RecipeError, match=r"^recipe:\d+: .+$"):
         parse_recipe(text)
+
+
+def test_an_alias_within_its_own_part_is_refused_with_its_line():
+    for text in ("a: 1\nb: &b [*b]", "a: 1\nb: &b {c: {d: *b}}"):
+        with pytest.raises(RecipeError, match=r"^r:2: b\.[0c].*: an alias refers to a part that contains it"):
+            read_yaml(text, "r")
+    assert read_yaml("a: &a [1]\nb: {<<: {c: 1}, d: *a}", "r")[0] == {"a": [1], "b": {"c": 1, "d": [1]}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0100", 100), ("-07", -7), ("0o17", 15), ("0x1F", 31), ("1_000_000", 1_000_000), ("1:30", "1:30"),
+        ("3e-4", 3e-4), ("1e3", 1000.0), ("3.", 3.0), (".5", 0.5), (".inf", math.inf), ("12.5e+1", 125.0),
+        ("0b101", "0b101"), ("yes", "yes"), ("off", "off"), ("True", True), ("~", None), ("", None),
+        ("2026-01-02", "2026-01-02"), ("2026-13-45", "2026-13-45"), ("1.2.3", "1.2.3"), ("=", "="), ("'1'", "1"),
+    ],
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(text, value):
+    found = read_yaml(f"a: {text}", "r")[0]["a"]
+    assert (found, type(found)) == (value, type(value))
 
 
 def test_files_that_cannot_be_read(tmp_path):

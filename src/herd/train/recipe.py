@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails
 
@@ -27,6 +25,7 @@ from .adapters import AdapterSection
 from .config import TrainConfig, TrainSettings
 from .objectives import AnyObjective
 from .optimizers import AnyOptimizer
+from .recipe_yaml import KeyPath, dotted, read_yaml
 from .rounding import RoundingSection
 from .schedules import AnySchedule, Cosine
 from .section import ComputeDtype, Positive, PositiveReal, Section, impossible
@@ -194,18 +193,8 @@ class Recipe(Section):
         return TrainConfig(**dict(self.train), optimizer=self.optimizer, schedule=self.schedule)
 
 
-# Reading YAML with lines ------------------------------------------------------------------------------------
+# Reading ----------------------------------------------------------------------------------------------------
 
-
-class _Loader(yaml.SafeLoader):
-    """A YAML loader that reads 3e-4 as a number, as in YAML 1.2. To PyYAML it is a string."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
 
 RENAMED = {
     "train.batch_rows": "train.batch_size",
@@ -221,8 +210,6 @@ RENAMED = {
 }
 """Keys of earlier recipes, refused with a message that names the new key."""
 
-Path_ = tuple[str | int, ...]
-
 
 def read_recipe(path: Path | str) -> Recipe:
     """Read and check the recipe in a YAML file. Raises `RecipeError`: ``FILE:LINE: problem``."""
@@ -237,21 +224,7 @@ def read_recipe(path: Path | str) -> Recipe:
 
 def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     """Check the recipe in a YAML text. ``where`` is its name in errors."""
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        lines: dict[Path_, int] = {}
-        _mark(node, (), lines, where)
-        data = loader.construct_document(node) if node is not None else None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark is not None else 1
-        raise RecipeError(f"{where}:{line}: not YAML: {error.problem}") from error
-    except RecursionError as error:
-        raise RecipeError(f"{where}: an alias refers to a part that contains it; write it out") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date with a 13th month
-        raise RecipeError(f"{where}: not YAML: {error}".splitlines()[0]) from error
-    finally:
-        loader.dispose()
+    data, lines = read_yaml(text, where)
     if not isinstance(data, dict):
         raise RecipeError(f"{where}:1: a recipe is a mapping of keys, not {type(data).__name__}")
     try:
@@ -266,25 +239,10 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
         raise RecipeError(f"{where}:{line}: {message}{more}") from error
 
 
-def _mark(node: Any, at: Path_, lines: dict[Path_, int], where: str) -> None:
-    """Record the line of every key. A key that is given twice is an error, not a silent choice."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            inner = (*at, key.value)
-            if inner in lines:
-                raise RecipeError(f"{where}:{key.start_mark.line + 1}: {_dotted(inner)} is given twice")
-            lines[inner] = key.start_mark.line + 1
-            _mark(value, inner, lines, where)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            lines[(*at, index)] = value.start_mark.line + 1
-            _mark(value, (*at, index), lines, where)
-
-
-def _problem(detail: ErrorDetails, lines: dict[Path_, int]) -> tuple[int, str]:
+def _problem(detail: ErrorDetails, lines: dict[KeyPath, int]) -> tuple[int, str]:
     """Return line and text of one of pydantic's complaints."""
     loc, tag = _without_tags(detail["loc"])
-    at: Path_ = tuple(
+    at: KeyPath = tuple(
         part for part in loc if isinstance(part, int) or ("[" not in part and "literal" not in part)
     )
     if detail["type"] == "impossible":
@@ -293,26 +251,26 @@ def _problem(detail: ErrorDetails, lines: dict[Path_, int]) -> tuple[int, str]:
         return _line(at, lines), context["reason"]
     if detail["type"].startswith("union_tag"):
         kinds = detail["ctx"].get("expected_tags") or ", ".join(_kinds(str(at[0])))
-        old = [key for key in detail["input"] if f"{_dotted(at)}.{key}" in RENAMED]
+        old = [key for key in detail["input"] if f"{dotted(at)}.{key}" in RENAMED]
         if old and "kind" not in detail["input"]:
             return _renamed((*at, old[0]), lines)
         at = (*at, "kind")
         given = f"={detail['input']['kind']!r}: " if "kind" in detail["input"] else " is missing; "
-        return _line(at, lines), f"{_dotted(at)}{given}give one of {kinds}"
+        return _line(at, lines), f"{dotted(at)}{given}give one of {kinds}"
     if detail["type"] == "extra_forbidden":
-        if _dotted(at) in RENAMED:
+        if dotted(at) in RENAMED:
             return _renamed(at, lines)
         known = _keys(at[:-1], tag)
         near = difflib.get_close_matches(str(at[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-        return _line(at, lines), f"{_dotted(at)} is not a key; {hint}"
+        return _line(at, lines), f"{dotted(at)} is not a key; {hint}"
     if detail["type"] == "missing":
-        return _line(at, lines), f"{_dotted(at)} is missing"
+        return _line(at, lines), f"{dotted(at)} is missing"
     said = detail["msg"][0].lower() + detail["msg"][1:]
-    return _line(at, lines), f"{_dotted(at)}={detail['input']!r}: {said}"
+    return _line(at, lines), f"{dotted(at)}={detail['input']!r}: {said}"
 
 
-def _without_tags(loc: Path_) -> tuple[Path_, str]:
+def _without_tags(loc: KeyPath) -> tuple[KeyPath, str]:
     """Return a location without the kinds that pydantic names in it, and the last of these kinds."""
     tag = ""
     if loc[:1] in (("data",), ("objective",), ("schedule",)) and len(loc) > 1:
@@ -322,18 +280,18 @@ def _without_tags(loc: Path_) -> tuple[Path_, str]:
     return loc, tag
 
 
-def _renamed(at: Path_, lines: dict[Path_, int]) -> tuple[int, str]:
-    return _line(at, lines), f"{_dotted(at)} is now {RENAMED[_dotted(at)]}"
+def _renamed(at: KeyPath, lines: dict[KeyPath, int]) -> tuple[int, str]:
+    return _line(at, lines), f"{dotted(at)} is now {RENAMED[dotted(at)]}"
 
 
-def _line(at: Path_, lines: dict[Path_, int]) -> int:
+def _line(at: KeyPath, lines: dict[KeyPath, int]) -> int:
     """Return the line of a key, or of the nearest one around it."""
     while at and at not in lines:
         at = at[:-1]
     return lines.get(at, 1)
 
 
-def _keys(at: Path_, tag: str) -> list[str]:
+def _keys(at: KeyPath, tag: str) -> list[str]:
     """Return the keys that exist in a section of a recipe. ``tag`` is the kind of the section."""
     model: Any = Recipe
     for part in at[:1] if "mix" in at else at:
@@ -353,10 +311,6 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _kind_of(model: type[BaseModel]) -> tuple[str, ...]:
     return typing.get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
-
-
-def _dotted(at: Path_) -> str:
-    return ".".join(str(part) for part in at)
 
 
 # What the disk and the number of processes must agree with --------------------------------------------------
