@@ -196,6 +196,21 @@ def test_missing_extra_and_misshapen_tensors_are_named(whole, copy, tmp_path):
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize(
+    "name",
+    ["0.self_attn.q_proj", "1.self_attn.v_proj", "1.self_attn.o_proj", "0.mlp.gate_proj", "1.mlp.down_proj"],
+)
+def test_biases_in_only_some_layers_or_projections_are_refused(make_model, tmp_path, flag, name):
+    """A bias too few if the configuration has them, and one too many if it does not."""
+    kind = "mlp_bias" if ".mlp." in name else "attention_bias"
+    bias = f"model.layers.{name}.bias"
+    checkpoint.save_model(tmp_path / "m", make_model(**{kind: flag}))
+    size = load_file(tmp_path / "m" / "model.safetensors")[bias.replace(".bias", ".weight")].shape[0]
+    rewrite(tmp_path / "m", lambda state: state.pop(bias) if flag else state.update({bias: torch.ones(size)}))
+    refused(tmp_path / "m", bias, f"{kind} in config.json and the weights do not fit", "only some layers")
+
+
 def test_the_config_of_another_model_is_refused(whole, copy):
     folder = copy(whole)
     data = json.loads((folder / "config.json").read_text())

@@ -284,9 +284,14 @@ def test_missing_extra_and_misshapen_tensors_are_refused(refused, rewritten):
     refused(rewritten(tensors={"token_embd.weight": None}), "token_embd.weight is missing")
     extra = ((64,), F32), torch.zeros(256, dtype=torch.uint8)
     refused(rewritten(tensors={"blk.0.attn_q_norm.weight": extra}), "unexpected tensor blk.0.attn_q_norm")
-    refused(
-        rewritten(tensors={"blk.0.attn_q.bias": extra}), "blk.0.attn_k.bias is missing; biases in only some"
-    )
+    for bias, missing in (
+        ("blk.0.attn_q.bias", "blk.0.attn_k.bias"),
+        ("blk.1.attn_q.bias", "blk.0.attn_q.bias"),
+        ("blk.0.attn_output.bias", "blk.0.attn_q.bias"),
+        ("blk.1.ffn_down.bias", "blk.0.ffn_gate.bias"),
+    ):
+        refused(rewritten(tensors={bias: extra}), f"{missing} is missing; biases in only some layers")
+    refused(rewritten(tensors={"blk.0.attn_norm.bias": extra}), "unexpected tensor blk.0.attn_norm.bias")
     refused(rewritten(tensors={"output_norm.weight": (((32,), F32), extra[1][:128])}), "shape [32], not [64]")
     ints = ((64,), TYPES["I32"]), extra[1]
     refused(rewritten(tensors={"output_norm.weight": ints}), "output_norm.weight is I32, no type for weights")

@@ -25,12 +25,14 @@ from ..llama.config import SIZES, ModelConfig, RopeScaling
 from ..quant.formats import F32
 from .gguf import EMBEDDING, GGUF, TensorEntry
 from .lineage import released_as
-from .names import TABLES, gguf_name
+from .names import PARTIAL_BIASES, TABLES, gguf_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ROPE_FREQS = "rope_freqs.weight"
+_ATTENTION_BIAS = re.compile(r"blk\.\d+\.attn_(q|k|v|output)\.bias")
+_MLP_BIAS = re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.bias")
 # Formats that a file may contain but that are not for weights.
 _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")
 
@@ -99,8 +101,8 @@ def config_from_gguf(file: GGUF) -> ModelConfig:
         "rope_theta": _short(file.get("llama.rope.freq_base", float, 10_000.0)),
         "tie_embeddings": "output.weight" not in file.tensors,
         "max_context": _within_window(file),
-        "attention_bias": gguf_name("model.layers.0.self_attn.q_proj.bias") in file.tensors,
-        "mlp_bias": gguf_name("model.layers.0.mlp.gate_proj.bias") in file.tensors,
+        "attention_bias": any(_ATTENTION_BIAS.search(name) for name in file.tensors),
+        "mlp_bias": any(_MLP_BIAS.search(name) for name in file.tensors),
     }
     try:
         plain = ModelConfig(**fields)
@@ -128,7 +130,7 @@ def check_tensors(file: GGUF, config: ModelConfig) -> dict[str, TensorEntry]:
         if theirs not in file.tensors:
             cure = "fetch the file again"
             if name.endswith(".bias"):
-                cure = "biases in only some projections of attention or MLP cannot be run"
+                cure = PARTIAL_BIASES
             raise CheckpointError(f"{file.path}: tensor {theirs} is missing; {cure}")
         entry = file.tensors[theirs]
         if entry.shape != shape:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 TABLES = yaml.safe_load(files(__package__).joinpath("names.yaml").read_text(encoding="utf-8"))
 
+PARTIAL_BIASES = "biases in only some layers or projections cannot be run"
+"""The reason to refuse a checkpoint whose biases are neither in all layers nor in none."""
+
 
 def gguf_name(name: str) -> str:
     """Return llama.cpp's name of a parameter, e.g. ``blk.0.attn_q.weight``."""

@@ -30,6 +30,7 @@ from ..llama.config import ModelConfig
 from ..machine import cores
 from .foreign import refuse_quantized_names
 from .hf import read_json
+from .names import PARTIAL_BIASES
 from .paths import INDEX, SINGLE
 from .stream import Progress, advance_of
 
@@ -151,7 +152,7 @@ def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: P
     wanted: dict[str, TensorInfo] = {}
     for name, shape in config.param_shapes():
         if name not in index:
-            raise CheckpointError(f"{where}: {name} is missing; config.json and weights do not fit")
+            raise CheckpointError(f"{where}: {name} is missing; {_misfit(name)}")
         info = index[name]
         if info.shape != shape:
             raise CheckpointError(f"{where}: {name} has shape {list(info.shape)}, not {list(shape)}")
@@ -164,8 +165,16 @@ def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: P
         if config.tie_embeddings and name == _HEAD:
             _check_tied_copy(index, where)
             continue
-        raise CheckpointError(f"{where}: unexpected tensor {name}; config.json and weights do not fit")
+        raise CheckpointError(f"{where}: unexpected tensor {name}; {_misfit(name)}")
     return wanted
+
+
+def _misfit(name: str) -> str:
+    """Return what is wrong with a checkpoint that has one tensor too few or too many."""
+    if not name.endswith(".bias"):
+        return "config.json and weights do not fit"
+    flag = "mlp_bias" if ".mlp." in name else "attention_bias"
+    return f"{flag} in config.json and the weights do not fit; {PARTIAL_BIASES}"
 
 
 def _with_scales(index: Mapping[str, TensorInfo], where: Path) -> Mapping[str, TensorInfo]:
