@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .convert import ImportSource, export_hf, import_hf, open_source
     from .folder import checkpoint_hash, load_trainable, save_model, unpacked_weights, write_checkpoint
     from .gguf_convert import export_gguf, import_gguf, quantize_folder, write_random
-    from .hf import config_from_hf, config_to_hf
+    from .hf import config_to_hf
     from .lineage import Lineage, load_lineage, update_lineage
     from .meta import import_meta
     from .model_source import ModelSource, load_config, load_model, load_tokenizer
@@ -27,7 +27,7 @@ _HOMES = {
     "convert": ("ImportSource", "export_hf", "import_hf", "open_source"),
     "folder": ("checkpoint_hash", "load_trainable", "save_model", "unpacked_weights", "write_checkpoint"),
     "gguf_convert": ("export_gguf", "import_gguf", "quantize_folder", "write_random"),
-    "hf": ("config_from_hf", "config_to_hf"),
+    "hf": ("config_to_hf",),
     "lineage": ("Lineage", "load_lineage", "update_lineage"),
     "meta": ("import_meta",),
     "model_source": ("ModelSource", "load_config", "load_model", "load_tokenizer"),
@@ -37,32 +37,11 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "ImportSource",
-    "Lineage",
-    "ModelSource",
-    "checkpoint_hash",
-    "config_from_hf",
-    "config_to_hf",
-    "export_gguf",
-    "export_hf",
-    "export_vllm",
-    "import_gguf",
-    "import_hf",
-    "import_meta",
-    "load_config",
-    "load_lineage",
-    "load_model",
-    "load_tokenizer",
-    "load_trainable",
-    "open_source",
-    "quantize_folder",
-    "resolve_model",
-    "save_model",
-    "unpacked_weights",
-    "update_lineage",
-    "write_checkpoint",
-    "write_random",
-]
+    "ImportSource", "Lineage", "ModelSource", "checkpoint_hash", "config_to_hf", "export_gguf", "export_hf",
+    "export_vllm", "import_gguf", "import_hf", "import_meta", "load_config", "load_lineage", "load_model",
+    "load_tokenizer", "load_trainable", "open_source", "quantize_folder", "resolve_model", "save_model",
+    "unpacked_weights", "update_lineage", "write_checkpoint", "write_random",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,21 @@ from .common import MODEL, Device, Dtype, Kv, Pre, Threads
 DEFAULT_PORT = 8000
 POOLED_CACHE_GB = 1.0
 """Memory for the cache of each of several models, unless --cache-gb says otherwise."""
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """The options with which every model is opened, as `serve_command` explains them."""
+
+    context: int | None
+    parallel: int
+    queue: int
+    cache_gb: float | None
+    keep_cache: Path | None
+    draft: str | None
+    kv: str
+    dtype: str | None
+    device: str | None
 
 
 def serve_command(
@@ -128,16 +143,16 @@ def serve_command(
         raise ConfigError("name a model, or another server with --upstream, e.g. herd serve smollm2-135m")
     if len(models) > 1 and (alias or draft or adapter):
         raise ConfigError("--alias, --adapter and --draft belong to one model: serve one, or leave them out")
-    options = (context, parallel, queue, cache_gb, keep_cache, draft, kv, dtype, device)
+    options = OpenOptions(context, parallel, queue, cache_gb, keep_cache, draft, kv, dtype, device)
     sources = [ModelSource(name, pre=pre) for name in models]
     limit = None
     slots = []
     if len(sources) == 1:
         names = (models[0], *(alias or ()))
-        slots = [ModelSlot.of(_open(sources[0], names, *options, tuple(adapter or ())))]
+        slots = [ModelSlot.of(_open(sources[0], options, names, tuple(adapter or ())))]
     elif sources:
         limit = int(memory_gb * 1e9) if memory_gb else int(0.9 * available_memory())
-        slots = [_slot(source, name, limit, *options) for source, name in zip(sources, models, strict=True)]
+        slots = [_slot(source, name, limit, options) for source, name in zip(sources, models, strict=True)]
         if len({slot.name for slot in slots}) < len(slots):
             raise ConfigError("two models have the same name: " + ", ".join(slot.name for slot in slots))
     pool = ModelPool(slots, limit)
@@ -219,7 +234,7 @@ def _check_port(host: str, port: int) -> None:
             raise ConfigError(f"--host {host} --port {port}: {reason}; choose another port") from None
 
 
-def _slot(source: Any, typed: str, limit: int, *options: Any) -> Any:
+def _slot(source: Any, typed: str, limit: int, options: OpenOptions) -> Any:
     """Return a model that is loaded on demand, and that clients may also call what the user ``typed``.
 
     Raises ConfigError if it does not fit into ``limit`` bytes alone.
@@ -230,12 +245,11 @@ def _slot(source: Any, typed: str, limit: int, *options: Any) -> Any:
     from .chat_memory import stored_nbytes
     from .chat_model import compute_kind
 
-    context, parallel, queue, cache_gb, *rest = options
     config = source.config
-    kind, _ = compute_kind(source, *rest[-2:])
-    tokens = context or config.max_context
-    needed = parallel * tokens * config.kv_nbytes_per_token(BYTES["fp32"]) / 1e9
-    cache_gb = cache_gb or min(needed, POOLED_CACHE_GB)
+    kind, _ = compute_kind(source, options.dtype, options.device)
+    tokens = options.context or config.max_context
+    needed = options.parallel * tokens * config.kv_nbytes_per_token(BYTES["fp32"]) / 1e9
+    cache_gb = options.cache_gb or min(needed, POOLED_CACHE_GB)
     nbytes = stored_nbytes(source, kind)[0] + int(cache_gb * 1e9)
     if nbytes > limit:
         raise ConfigError(
@@ -244,8 +258,7 @@ def _slot(source: Any, typed: str, limit: int, *options: Any) -> Any:
         )
 
     def load() -> Any:
-        served = _open(source, (), context, parallel, queue, cache_gb, *rest)
-        return replace(served, name=model_name(source.path))
+        return replace(_open(source, replace(options, cache_gb=cache_gb)), name=model_name(source.path))
 
     return ModelSlot(
         model_name(source.path), load, nbytes, tokens, frozenset({typed}), created=int(time.time())
@@ -253,18 +266,7 @@ def _slot(source: Any, typed: str, limit: int, *options: Any) -> Any:
 
 
 def _open(
-    source: Any,
-    aliases: tuple[str, ...],
-    context: int | None,
-    parallel: int,
-    queue: int,
-    cache_gb: float | None,
-    keep_cache: Path | None,
-    draft: str | None,
-    kv: str,
-    dtype: str | None,
-    device: str | None,
-    adapters: tuple[str, ...] = (),
+    source: Any, options: OpenOptions, aliases: tuple[str, ...] = (), adapters: tuple[str, ...] = ()
 ) -> Any:
     """Load the model and start its engine."""
     from ..checkpoint.sources import model_name
@@ -275,22 +277,19 @@ def _open(
     from .chat_memory import cache_budget, plan_context
     from .chat_model import compute_kind, load_chat_model, load_draft
 
-    kind, device = compute_kind(source, dtype, device)
-    limit = plan_context(source, kind, device, kv, context)
-    model = load_chat_model(source, dtype, device)
-    draft_model = load_draft(draft, model, dtype, device) if draft else None
+    kind, device = compute_kind(source, options.dtype, options.device)
+    limit = plan_context(source, kind, device, options.kv, options.context)
+    model = load_chat_model(source, options.dtype, device)
+    draft = load_draft(options.draft, model, options.dtype, device) if options.draft else None
     chunks.close()  # the next model may be loaded and unloaded at other times
-    budget = int(cache_gb * 1e9) if cache_gb else cache_budget(source.config, device, limit, parallel)
+    budget = cache_budget(source.config, device, limit, options.parallel)
+    if options.cache_gb:
+        budget = int(options.cache_gb * 1e9)
     names = put_adapters(model.model, adapters)
     engine = Engine(
-        model.model,
-        model.tokenizer,
-        max_batch=parallel,
-        max_context=limit,
-        cache_bytes=budget,
-        kv=kv,
-        draft=draft_model,
-    )
+        model.model, model.tokenizer, max_batch=options.parallel, max_context=limit, cache_bytes=budget,
+        kv=options.kv, draft=draft,
+    )  # fmt: skip
     name = model.lineage.name if model.lineage else model_name(source.path)
     config = source.config
     facts: dict[str, Any] = {
@@ -302,20 +301,12 @@ def _open(
     if model.lineage is not None:  # for the card on the chat page
         shown = {"stage", "licence", "parents", "evals", "created_by", "weights_hash"}
         facts |= model.lineage.model_dump(include=shown, exclude_none=True)
+    loop = EngineLoop(engine, options.queue, options.keep_cache)
     return ServedModel(
-        name,
-        EngineLoop(engine, queue, keep_cache),
-        model.tokenizer,
-        limit,
-        frozenset(aliases),
-        model.sampling_defaults,
-        model.is_base,
-        int(time.time()),
-        facts,
-        f"herd-{engine.cache.kind}-{kind or 'stored'}",
-        names,
-        parallel=parallel,
-    )
+        name, loop, model.tokenizer, limit, frozenset(aliases), model.sampling_defaults, model.is_base,
+        int(time.time()), facts, f"herd-{engine.cache.kind}-{kind or 'stored'}", names,
+        parallel=options.parallel,
+    )  # fmt: skip
 
 
 def put_adapters(model: Any, given: tuple[str, ...]) -> frozenset[str]:

@@ -4,6 +4,6 @@ Distillation itself is `herd.train` with the `distil` objective.
 """
 
 from .importance import Importance, best_block, importance
-from .prune import PruneMask, prune
+from .prune import prune
 
-__all__ = ["Importance", "PruneMask", "best_block", "importance", "prune"]
+__all__ = ["Importance", "best_block", "importance", "prune"]

@@ -33,21 +33,12 @@ class PruneMask:
 def check_target(source: ModelConfig, target: ModelConfig) -> None:
     """Raise `ConfigError` unless ``source`` can be pruned to ``target``."""
     for name in (
-        "vocab_size",
-        "n_kv_heads",
-        "head_dim",
-        "norm_eps",
-        "rope_theta",
-        "rope_scaling",
-        "tie_embeddings",
-        "attention_bias",
-        "mlp_bias",
-    ):
-        if getattr(source, name) != getattr(target, name):
-            raise ConfigError(
-                f"pruning keeps {name}: the teacher has {getattr(source, name)}, "
-                f"the student asks for {getattr(target, name)}"
-            )
+        "vocab_size", "n_kv_heads", "head_dim", "norm_eps", "rope_theta", "rope_scaling", "tie_embeddings",
+        "attention_bias", "mlp_bias",
+    ):  # fmt: skip
+        theirs, ours = getattr(source, name), getattr(target, name)
+        if theirs != ours:
+            raise ConfigError(f"pruning keeps {name}: the teacher has {theirs}, the student asks for {ours}")
     for name in ("dim", "n_layers", "n_heads", "ffn_dim"):
         if getattr(target, name) > getattr(source, name):
             raise ConfigError(f"{name}={getattr(target, name)} exceeds the teacher's {getattr(source, name)}")

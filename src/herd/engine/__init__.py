@@ -4,43 +4,29 @@
 `sampling.py` picks tokens, `logits.py` and `constraint.py` decide which tokens may be picked, `speculate.py`
 verifies the tokens that a `draft.py` proposes, `generate.py` generates with one call, `chat_session.py` holds
 a dialog with tools, and `loop.py` runs an engine in a thread of its own for servers. `Engine` and
-`EngineLoop` are imported at their first use, so that planners can call `nbytes` without torch.
+`EngineLoop` are imported at their first use, so that planners can use `memory.py` without torch.
 """
 
 from typing import TYPE_CHECKING, Any
 
 from .constraint import Constraint
-from .memory import nbytes
-from .request import Completion, Delta, Request, Sampling, Speculated, TokenLogprob, Usage
+from .request import Completion, Delta, Request, Sampling, Usage
 
 if TYPE_CHECKING:
-    from .engine import Engine, ResponseStream
-    from .loop import EngineLoop, EngineStats, Generation
+    from .engine import Engine
+    from .loop import EngineLoop, Generation
 
 __all__ = [
-    "Completion",
-    "Constraint",
-    "Delta",
-    "Engine",
-    "EngineLoop",
-    "EngineStats",
-    "Generation",
-    "Request",
-    "ResponseStream",
-    "Sampling",
-    "Speculated",
-    "TokenLogprob",
-    "Usage",
-    "nbytes",
-]
+    "Completion", "Constraint", "Delta", "Engine", "EngineLoop", "Generation", "Request", "Sampling", "Usage"
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Engine", "ResponseStream"):
-        from . import engine
+    if name == "Engine":
+        from .engine import Engine
 
-        return getattr(engine, name)
-    if name in ("EngineLoop", "EngineStats", "Generation"):
+        return Engine
+    if name in ("EngineLoop", "Generation"):
         from . import loop
 
         return getattr(loop, name)

@@ -248,19 +248,10 @@ def _difference(
     for pair in pairs:
         groups.setdefault(pair[0].group, []).append(pair)
     by_group = {group: _paired(row, some) for group, some in groups.items()} if len(groups) > 1 else {}
-    gained, lost = sum(a.value > b.value for a, b in pairs), sum(a.value < b.value for a, b in pairs)
     return Difference(
-        row.title,
-        first,
-        second,
-        interval,
-        len(pairs),
-        row.unit,
-        gained,
-        lost,
-        p_value(interval),
-        by_group=by_group,
-    )
+        row.title, first, second, interval, len(pairs), row.unit, p=p_value(interval), by_group=by_group,
+        gained=sum(a.value > b.value for a, b in pairs), lost=sum(a.value < b.value for a, b in pairs),
+    )  # fmt: skip
 
 
 def _paired(row: ComparedMetric, pairs: Sequence[tuple[ItemResult, ItemResult]]) -> Interval:

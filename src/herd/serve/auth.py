@@ -113,22 +113,13 @@ class Authenticator:
             raise Unauthorized("the key is wrong: check that it was copied completely")
         info, version = verified
         if (state := info.state(now_ms())) != "active":
-            raise Unauthorized(
-                f"this key has been revoked ({info.id})"
-                if state == "revoked"
-                else f"this key has expired ({info.id})"
-            )
+            what = "been revoked" if state == "revoked" else "expired"
+            raise Unauthorized(f"this key has {what} ({info.id})")
         return Principal(
-            key_id=info.id,
-            name=info.name,
-            scopes=info.policy.scopes,
-            cache_group=info.cache_group,
-            models=info.policy.models,
-            expires_ms=info.expires_ms,
-            digest=info.digest,
-            keys_version=version,
+            key_id=info.id, name=info.name, scopes=info.policy.scopes, cache_group=info.cache_group,
+            models=info.policy.models, expires_ms=info.expires_ms, digest=info.digest, keys_version=version,
             tools=info.policy.tools,
-        )
+        )  # fmt: skip
 
     def has_ended(self, principal: Principal) -> bool:
         """Return whether the key was revoked, rotated or has expired since it was checked. Costs no query."""

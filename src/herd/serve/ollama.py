@@ -98,15 +98,9 @@ async def chat(request: Request, principal: Annotated[Principal, Depends(require
     call = await run_in_threadpool(read)
     prompt = await served.prepare_chat(call)
     writer = OllamaWriter(asked.model, is_chat=True)
+    stream = asked.stream is not False
     return await respond(
-        request,
-        principal,
-        served,
-        [prompt],
-        writer,
-        stream=asked.stream is not False,
-        warnings=warnings,
-        call=call,
+        request, principal, served, [prompt], writer, stream=stream, warnings=warnings, call=call
     )
 
 

@@ -2,7 +2,7 @@
 
 from .answers import AnswerParser
 from .chat_format import ChatFormat, Rendered, render
-from .llama3_chat import call_text, tool_output
+from .llama3_chat import tool_output
 from .tokenizer import StreamDecoder, Tokenizer
 from .tokenizer_files import register
 from .tokenizer_json import CHAT_TEMPLATE
@@ -11,21 +11,6 @@ from .toolcall import Call, Content, Malformed, Parsed, Reasoning, ToolCall, Too
 register()
 
 __all__ = [
-    "CHAT_TEMPLATE",
-    "AnswerParser",
-    "Call",
-    "ChatFormat",
-    "Content",
-    "Malformed",
-    "Parsed",
-    "Reasoning",
-    "Rendered",
-    "StreamDecoder",
-    "Tokenizer",
-    "ToolCall",
-    "ToolCallParser",
-    "call_text",
-    "parse",
-    "render",
-    "tool_output",
-]
+    "CHAT_TEMPLATE", "AnswerParser", "Call", "ChatFormat", "Content", "Malformed", "Parsed", "Reasoning",
+    "Rendered", "StreamDecoder", "Tokenizer", "ToolCall", "ToolCallParser", "parse", "render", "tool_output",
+]  # fmt: skip

@@ -15,25 +15,12 @@ from .optimizers import AdamW
 from .schedules import Constant, Cosine
 
 if TYPE_CHECKING:
-    from .loop import TrainResult, train
+    from .loop import train
     from .objectives import Loss, distil, lm, sft
 
-_HOMES = {"train": "loop", "TrainResult": "loop"} | dict.fromkeys(
-    ("Loss", "lm", "sft", "distil"), "objectives"
-)
+_HOMES = {"train": "loop"} | dict.fromkeys(("Loss", "lm", "sft", "distil"), "objectives")
 
-__all__ = [
-    "AdamW",
-    "Constant",
-    "Cosine",
-    "Loss",
-    "TrainConfig",
-    "TrainResult",
-    "distil",
-    "lm",
-    "sft",
-    "train",
-]
+__all__ = ["AdamW", "Constant", "Cosine", "Loss", "TrainConfig", "distil", "lm", "sft", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,23 +22,9 @@ questions, with five judges.
 
 from .data import Data
 from .registry import SUITES, TASKS, TaskEntry, make_task, suite_entries
-from .task import Answer, Generate, Item, Judgement, Likelihood, Mode, Rank, Read, Request, Task
+from .task import Answer, Generate, Item, Likelihood, Mode, Rank, Read, Task
 
 __all__ = [
-    "SUITES",
-    "TASKS",
-    "Answer",
-    "Data",
-    "Generate",
-    "Item",
-    "Judgement",
-    "Likelihood",
-    "Mode",
-    "Rank",
-    "Read",
-    "Request",
-    "Task",
-    "TaskEntry",
-    "make_task",
-    "suite_entries",
-]
+    "SUITES", "TASKS", "Answer", "Data", "Generate", "Item", "Likelihood", "Mode", "Rank", "Read", "Task",
+    "TaskEntry", "make_task", "suite_entries",
+]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .base import Loss, Objective, ObjectiveSection, batch_loss, signature
+from .base import Loss, Objective, batch_loss, signature
 from .distil import DistilSection, SampledDistilSection, distil, sampled_distil
 from .dpo import DpoSection, dpo
 from .lm import LmSection, lm
@@ -19,15 +19,6 @@ AnyObjective = Annotated[
 ]
 
 __all__ = [
-    "AnyObjective",
-    "Loss",
-    "Objective",
-    "ObjectiveSection",
-    "batch_loss",
-    "distil",
-    "dpo",
-    "lm",
-    "sampled_distil",
-    "sft",
+    "AnyObjective", "Loss", "Objective", "batch_loss", "distil", "dpo", "lm", "sampled_distil", "sft",
     "signature",
-]
+]  # fmt: skip

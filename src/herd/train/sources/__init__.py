@@ -8,23 +8,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from .base import DataSection, OpenedData, warn_of_repeats
-from .made_dialogs import MadeDialogData
+from .base import OpenedData, warn_of_repeats
 from .mix import MixData, Single
 from .targets import TargetData
-from .text import TextData
 from .tuning import PreferenceData, TuningData
 
 AnyData = Annotated[Single | MixData | TargetData | TuningData | PreferenceData, Field(discriminator="kind")]
 
-__all__ = [
-    "AnyData",
-    "DataSection",
-    "MadeDialogData",
-    "MixData",
-    "OpenedData",
-    "PreferenceData",
-    "TextData",
-    "TuningData",
-    "warn_of_repeats",
-]
+__all__ = ["AnyData", "OpenedData", "PreferenceData", "TuningData", "warn_of_repeats"]
