@@ -50,7 +50,7 @@ FOLDER = WORK / "interpreter"
 START = WORK / "tune400k" / "tools" / "run" / "model"
 N_LESSONS, N_OTHER_TOOLS, LESSON_TOKENS = 700, 200, 200_000
 NEEDS_CODE = ("arithmetic", "dates", "strings")
-N_QUESTIONS, N_SMALL_TALK, SEED = 200, 40, 11
+N_QUESTIONS, N_SMALL_TALK, SEED = 100, 20, 11
 INTERPRETER = {"type": "herd", "name": "python"}
 SCREENS = {"light": (1200, 800, "light"), "dark": (1200, 800, "dark"), "phone": (390, 844, "light")}
 """Width, height and colours of the screenshots."""
@@ -146,7 +146,7 @@ def typed(page: Page, dialog: Dialog) -> bool:
     page.keyboard.press("Escape")
     page.fill("#draft", dialog.prompt[-1]["content"])
     page.press("#draft", "Enter")
-    page.wait_for_selector(".answer .stats", timeout=120_000)
+    page.wait_for_selector(".answer[aria-busy=false]", timeout=240_000)
     cards = page.locator(".step")
     if cards.count() != 1:
         return False

@@ -677,6 +677,11 @@ def test_tools_on_the_server_are_switched_on_and_their_calls_are_shown(tokenizer
         page.click(".toolbox summary")
         page.check(".toolbox label:has-text('python') input")
         page.keyboard.press("Escape")
+        assert page.locator(".toolbox fieldset").is_hidden()
+        page.click(".toolbox summary")
+        assert page.locator(".toolbox fieldset").is_visible()
+        page.mouse.click(800, 200)
+        assert page.locator(".toolbox fieldset").is_hidden()
         ask(page, "six times seven")
         assert page.locator(".step summary code").inner_text() == "code_interpreter"
         page.click(".step summary")

@@ -237,8 +237,21 @@ addEventListener("keydown", (event) => {
     (event.ctrlKey || event.metaKey ? "ctrl " : "") + (event.shiftKey ? "shift " : "") + event.key.toLowerCase();
   const action = { "ctrl k": DO.search, "ctrl b": DO.sidebar, "ctrl shift o": DO.new }[name];
   if (action) (event.preventDefault(), action());
-  if (name === "escape" && !document.querySelector("dialog[open]")) stop();
+  if (name !== "escape" || document.querySelector("dialog[open]")) return;
+  const box = toolbox();
+  if (!box) return stop();
+  box.open = false;
+  box.querySelector("summary").focus();
 });
+
+// The list of tools closes when something else on the page is used.
+const toolbox = () => document.querySelector(".toolbox[open]");
+const closeToolbox = ({ target }) => {
+  const box = toolbox();
+  if (box && !box.contains(target)) box.open = false;
+};
+addEventListener("pointerdown", closeToolbox);
+addEventListener("focusin", closeToolbox);
 
 // ---- start
 for (const [id, view] of Object.entries({
