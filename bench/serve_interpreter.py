@@ -175,6 +175,8 @@ def main() -> None:
             values[f"{part} {name}: right"] = Value(
                 right.value, f"of {len(rows)}", right.lo, right.hi, bar=bar, passed=passed
             )
+        silent = sum(not row["message"].get("herd_steps") for row in found[N_QUESTIONS:])
+        values[f"small talk {name}: without a call"] = (silent, f"of {N_SMALL_TALK}")
     shown = on_the_page(taught, args.screens)
     values["on the page: one call, its output and the right answer"] = Value(
         shown, "yes", bar="yes", passed=shown
