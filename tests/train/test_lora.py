@@ -12,7 +12,7 @@ from herd import checkpoint
 from herd.data.batch import Batch
 from herd.errors import ConfigError, RecipeError
 from herd.llama.config import ModelConfig
-from herd.llama.lora import add_lora, lora_layers, merged_parameter, remove_lora, scale_of
+from herd.llama.lora import LoraLinear, add_lora, lora_layers, merged_parameter, remove_lora, scale_of
 from herd.llama.model import LlamaLM
 from herd.quant import scheme
 from herd.quant.linear import swap_linears, use_exact_products
@@ -88,6 +88,15 @@ def test_backward_through_packed_blocks_keeps_no_unpacked_weights():
         model(batch().tokens_BT[:1, :8])
     assert kept
     assert max(kept) < n_weights
+
+
+def test_any_integer_is_a_seed():
+    linear = torch.nn.Linear(4, 4)
+    first, again, other = (
+        LoraLinear(linear, 2, 1.0, seed).lora_A for seed in (2**70 + 3, 2**70 + 3, 2**70 + 4)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_removing_adapters_restores_the_model():

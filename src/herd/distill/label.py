@@ -96,7 +96,7 @@ def draw(
         at_N = (batch.targets_BT[b] != IGNORE).nonzero().flatten()
         uniform_NS = torch.rand(
             len(at_N), spec.n_draws, dtype=torch.float64,
-            generator=torch.Generator().manual_seed(spec.seed * 1_000_003 + first_row + b),
+            generator=torch.Generator().manual_seed((spec.seed * 1_000_003 + first_row + b) % (1 << 63)),
         )  # fmt: skip
         chunk = max(1, CHUNK_BYTES // (8 * teacher.config.vocab_size))
         for at_n, uniform_nS in zip(at_N.split(chunk), uniform_NS.split(chunk), strict=True):

@@ -39,7 +39,7 @@ class LoraLinear(nn.Module):
         self.base, self.scale = base.requires_grad_(False), scale
         self.in_features = int(base.in_features)  # type: ignore[arg-type]
         self.out_features = int(base.out_features)  # type: ignore[arg-type]
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed % (1 << 63))
         bound = 1 / math.sqrt(self.in_features)
         a_RD = (2 * torch.rand(rank, self.in_features, generator=generator) - 1) * bound
         device = next(base.buffers(), next(base.parameters(), a_RD)).device

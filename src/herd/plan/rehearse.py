@@ -209,7 +209,7 @@ def _timed_steps(
         before = resident_memory()
     model = LlamaLM(config).init_weights(train.seed).to(device)
     optimizer = recipe.optimizer.build(model)
-    generator = torch.Generator().manual_seed(train.seed)
+    generator = torch.Generator().manual_seed(train.seed % (1 << 63))
     times: dict[int, list[float]] = {piece.context: [], piece.context // 2: []}
     adams, losses = [], []
 
