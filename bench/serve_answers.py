@@ -4,7 +4,7 @@
 
 Each row is one receipt (serve-ROW). Minutes are for two cores:
 
-    answers    3   SmolLM2-135M: 20 questions, greedily and with a seed, asked by `herd chat`, and through chat
+    answers    3   SmolLM2-135M: 10 questions, greedily and with a seed, asked by `herd chat`, and through chat
                    completions, completions, responses, messages, Ollama's two and llama.cpp's API, streamed and whole
     cancel     1   SmolLM2-135M: 50 clients that leave at random moments, beside one that stays: steps of the engine
                    until their pages are free
@@ -83,7 +83,7 @@ def smollm2() -> Iterator[tuple[ServedModel, EngineLoop, Any]]:
 
 
 def answers_row(args: argparse.Namespace) -> None:
-    questions = NEWCOMER[: args.limit]
+    questions = NEWCOMER[: args.limit or 10]
     settings: tuple[dict[str, Any], ...] = ({"temperature": 0}, {"seed": SEED})
     wrong: list[str] = []
     n_compared = 0
