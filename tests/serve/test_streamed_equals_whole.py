@@ -205,3 +205,31 @@ def test_completions(tokenizer, text, cuts, echo):
     assert "".join(choice["text"] for choice in choices) == body["choices"][0]["text"]
     assert body["choices"][0]["text"] == ("six times" if echo else "") + text
     assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["stop"]
+
+
+def test_a_chunk_is_written_before_the_next_tokens_are_billed(tokenizer):
+    """uvloop writes at the end of an iteration, and `kill -9` may come before that."""
+    sent: list[bytes] = []
+    written: list[bytes] = []
+    noted: list[tuple[int, int]] = []
+
+    async def send(message):
+        if body := message.get("body"):
+            sent.append(body)
+            asyncio.get_running_loop().call_soon(written.append, body)
+
+    async def run():
+        served = ServedModel("m", ScriptedLoop(*"abcdefgh"), tokenizer, CONTEXT)
+        prompt = prepare_chat(served, ChatCall([{"role": "user", "content": "six"}], {}))
+        step = await begin_step(served, [prompt], Principal.local(), lambda *_: reservation())
+        advance = step.reservation.advance
+        step.reservation.advance = lambda *n: (noted.append((len(sent), len(written))), advance(*n))
+        answer = LiveAnswer(served, [prompt], step, [])
+        await asyncio.sleep(0.2)  # all tokens are ready
+        await EventStream(answer, ChatWriter(served.name, False), ServeSettings(), {})(
+            {}, asyncio.Event().wait, send
+        )
+
+    asyncio.run(run())
+    assert len(noted) >= 8
+    assert all(n_sent == n_written for n_sent, n_written in noted)

@@ -220,6 +220,9 @@ class EventStream(Response):
     async def _send(self, send: Send, chunk: bytes) -> None:
         self._sending_since = time.monotonic()
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        # uvloop writes at the end of an iteration. If several tokens are ready, they must not be noted in the
+        # ledger before the first of them is written: after `kill -9` the client would pay for all of them.
+        await asyncio.sleep(0)
         self._sending_since = None
         self._last_sent = time.monotonic()
 
