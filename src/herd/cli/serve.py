@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,17 +23,18 @@ POOLED_CACHE_GB = 1.0
 
 @dataclass(frozen=True)
 class OpenOptions:
-    """The options with which every model is opened, as `serve_command` explains them."""
+    """The options with which a model is opened, as `serve_command` explains them."""
 
     context: int | None
     parallel: int
     queue: int
     cache_gb: float | None
     keep_cache: Path | None
-    draft: str | None
     kv: str
     dtype: str | None
     device: str | None
+    draft: str | None = None
+    adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
 def serve_command(
@@ -56,7 +58,10 @@ def serve_command(
     ] = None,
     adapter: Annotated[
         list[str] | None,
-        Option(help="NAME=FOLDER of a LoRA adapter that chat clients get as the model NAME. Repeatable."),
+        Option(
+            help="NAME=FOLDER of a LoRA adapter that clients get as the model NAME. It changes the served "
+            "model that is its base, or MODEL in MODEL/NAME=FOLDER. Repeatable."
+        ),
     ] = None,
     context: Annotated[
         int | None,
@@ -79,7 +84,10 @@ def serve_command(
             "used ones are unloaded.",
         ),
     ] = None,
-    draft: Annotated[str | None, Option(help="A smaller draft model, or ngram.")] = None,
+    draft: Annotated[
+        list[str] | None,
+        Option(help="A smaller draft model, or ngram. With several models: MODEL=DRAFT, repeatable."),
+    ] = None,
     allow_host: Annotated[
         list[str] | None, Option(help="Another name of this machine that clients use ('*': every name).")
     ] = None,
@@ -118,12 +126,14 @@ def serve_command(
     the checkpoint's, or to greedy decoding if it has none, as in `herd chat`.
     """
     from ..checkpoint import ModelSource
+    from ..checkpoint.sources import model_name
     from ..serve.app import create_app
     from ..serve.auth import check_binding
     from ..serve.keys import first_admin_key
     from ..serve.models import ModelPool, ModelSlot
     from ..serve.run import HerdServer
     from ..serve.settings import ServeSettings
+    from .serve_extras import assign_adapters, assign_drafts
     from .serve_tools import choose_tools
 
     opened = _open_store(store, keys)
@@ -141,18 +151,25 @@ def serve_command(
     models = models or []
     if not models and not upstream:
         raise ConfigError("name a model, or another server with --upstream, e.g. herd serve smollm2-135m")
-    if len(models) > 1 and (alias or draft or adapter):
-        raise ConfigError("--alias, --adapter and --draft belong to one model: serve one, or leave them out")
-    options = OpenOptions(context, parallel, queue, cache_gb, keep_cache, draft, kv, dtype, device)
+    if len(models) > 1 and alias:
+        raise ConfigError("--alias belongs to one model: serve one, or leave it out")
     sources = [ModelSource(name, pre=pre) for name in models]
+    names = [{typed, model_name(source.path)} for typed, source in zip(models, sources, strict=True)]
+    shared = OpenOptions(context, parallel, queue, cache_gb, keep_cache, kv, dtype, device)
+    drafts, adapters = assign_drafts(names, draft or ()), assign_adapters(sources, names, adapter or ())
+    options = [
+        replace(shared, draft=one, adapters=several) for one, several in zip(drafts, adapters, strict=True)
+    ]
     limit = None
     slots = []
     if len(sources) == 1:
-        names = (models[0], *(alias or ()))
-        slots = [ModelSlot.of(_open(sources[0], options, names, tuple(adapter or ())))]
+        slots = [ModelSlot.of(_open(sources[0], options[0], (models[0], *(alias or ()))))]
     elif sources:
         limit = int(memory_gb * 1e9) if memory_gb else int(0.9 * available_memory())
-        slots = [_slot(source, name, limit, options) for source, name in zip(sources, models, strict=True)]
+        slots = [
+            _slot(source, name, limit, own)
+            for source, name, own in zip(sources, models, options, strict=True)
+        ]
         if len({slot.name for slot in slots}) < len(slots):
             raise ConfigError("two models have the same name: " + ", ".join(slot.name for slot in slots))
     pool = ModelPool(slots, limit)
@@ -237,23 +254,28 @@ def _check_port(host: str, port: int) -> None:
 def _slot(source: Any, typed: str, limit: int, options: OpenOptions) -> Any:
     """Return a model that is loaded on demand, and that clients may also call what the user ``typed``.
 
-    Raises ConfigError if it does not fit into ``limit`` bytes alone.
+    Raises ConfigError if it does not fit into ``limit`` bytes alone, with its draft and its adapters, and
+    EngineError or ConfigError if one of them belongs to another model.
     """
     from ..checkpoint.sources import model_name
     from ..kernels.page_layout import BYTES
     from ..serve.models import ModelSlot
-    from .chat_memory import stored_nbytes
-    from .chat_model import compute_kind
+    from .chat_memory import draft_nbytes, stored_nbytes
+    from .chat_model import compute_kind, draft_source
 
     config = source.config
     kind, _ = compute_kind(source, options.dtype, options.device)
     tokens = options.context or config.max_context
     needed = options.parallel * tokens * config.kv_nbytes_per_token(BYTES["fp32"]) / 1e9
     cache_gb = options.cache_gb or min(needed, POOLED_CACHE_GB)
-    nbytes = stored_nbytes(source, kind)[0] + int(cache_gb * 1e9)
+    nbytes = stored_nbytes(source, kind)[0] + int(cache_gb * 1e9) + _adapter_nbytes(config, options.adapters)
+    if options.draft and (draft := draft_source(options.draft, source)):
+        dtypes = compute_kind(draft, options.dtype, options.device)[0], kind
+        nbytes += draft_nbytes(draft, source, dtypes, options.kv, int(cache_gb * 1e9))
     if nbytes > limit:
+        parts = "cache, draft and adapters" if options.draft or options.adapters else "cache"
         raise ConfigError(
-            f"{source.path}: {nbytes / 1e9:.1f} GB with its cache do not fit into {limit / 1e9:.1f} GB: "
+            f"{source.path}: {nbytes / 1e9:.1f} GB with its {parts} do not fit into {limit / 1e9:.1f} GB: "
             "raise --memory-gb, or lower --cache-gb"
         )
 
@@ -261,13 +283,12 @@ def _slot(source: Any, typed: str, limit: int, options: OpenOptions) -> Any:
         return replace(_open(source, replace(options, cache_gb=cache_gb)), name=model_name(source.path))
 
     return ModelSlot(
-        model_name(source.path), load, nbytes, tokens, frozenset({typed}), created=int(time.time())
-    )
+        model_name(source.path), load, nbytes, tokens, frozenset({typed}), frozenset(options.adapters),
+        created=int(time.time()),
+    )  # fmt: skip
 
 
-def _open(
-    source: Any, options: OpenOptions, aliases: tuple[str, ...] = (), adapters: tuple[str, ...] = ()
-) -> Any:
+def _open(source: Any, options: OpenOptions, aliases: tuple[str, ...] = ()) -> Any:
     """Load the model and start its engine."""
     from ..checkpoint.sources import model_name
     from ..engine.engine import Engine
@@ -280,12 +301,12 @@ def _open(
     kind, device = compute_kind(source, options.dtype, options.device)
     limit = plan_context(source, kind, device, options.kv, options.context)
     model = load_chat_model(source, options.dtype, device)
-    draft = load_draft(options.draft, model, options.dtype, device) if options.draft else None
+    draft = load_draft(options.draft, source, options.dtype, device) if options.draft else None
     chunks.close()  # the next model may be loaded and unloaded at other times
     budget = cache_budget(source.config, device, limit, options.parallel)
     if options.cache_gb:
         budget = int(options.cache_gb * 1e9)
-    names = put_adapters(model.model, adapters)
+    put_adapters(model.model, options.adapters)
     engine = Engine(
         model.model, model.tokenizer, max_batch=options.parallel, max_context=limit, cache_bytes=budget,
         kv=options.kv, draft=draft,
@@ -304,22 +325,31 @@ def _open(
     loop = EngineLoop(engine, options.queue, options.keep_cache)
     return ServedModel(
         name, loop, model.tokenizer, limit, frozenset(aliases), model.sampling_defaults, model.is_base,
-        int(time.time()), facts, f"herd-{engine.cache.kind}-{kind or 'stored'}", names,
-        parallel=options.parallel,
+        int(time.time()), facts, f"herd-{engine.cache.kind}-{kind or 'stored'}",
+        frozenset(options.adapters), parallel=options.parallel,
     )  # fmt: skip
 
 
-def put_adapters(model: Any, given: tuple[str, ...]) -> frozenset[str]:
-    """Put the adapters NAME=FOLDER on a model and return their names."""
+def _adapter_nbytes(config: Any, folders: Mapping[str, Path]) -> int:
+    """Return the bytes of adapters on a model not loaded yet. Raises ConfigError if one has another base."""
+    if not folders:
+        return 0
+    import torch
+
+    from ..llama.model import LlamaLM
+
+    with torch.device("meta"):
+        model = LlamaLM(config)
+    layers = [layer for layers in put_adapters(model, folders).values() for layer in layers.values()]
+    return sum(4 * (a_RD.numel() + b_OR.numel()) for a_RD, b_OR, _ in layers)  # they are fp32 in memory
+
+
+def put_adapters(model: Any, folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Put the adapters in ``folders`` on a model, and return the updates of its layers by their names."""
     from ..checkpoint.adapters import read_adapter
     from ..llama.switched import switch_adapters
 
-    adapters = {}
-    for text in given:
-        name, _, folder = text.partition("=")
-        if not name or not folder:
-            raise ConfigError(f"--adapter {text}: give NAME=FOLDER, e.g. support=runs/tune/support/adapter")
-        adapters[name] = read_adapter(Path(folder)).layers
+    adapters = {name: read_adapter(folder).layers for name, folder in folders.items()}
     if adapters:
         switch_adapters(model, adapters)
-    return frozenset(adapters)
+    return adapters
