@@ -138,7 +138,7 @@ def main() -> None:
         with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
             store = str(Path(folder) / "serve.db")
             herd = [sys.executable, "-m", "herd", "serve", str(file), "--parallel", str(n), "--context", str(CONTEXT),
-                    "--threads", threads, "--store", store, "--no-page"]  # fmt: skip
+                    "--threads", threads, "--store", store, "--alias", "m", "--no-page"]  # fmt: skip
             llama = [str(args.server), "-m", str(file), "-np", str(n), "-c", str(n * CONTEXT), "-t", threads]
             servers = {
                 name: stack.enter_context(Server(words, Path(folder) / f"{name}.log"))
