@@ -294,7 +294,10 @@ def test_missing_extra_and_misshapen_tensors_are_refused(refused, rewritten):
     refused(rewritten(tensors={"blk.0.attn_norm.bias": extra}), "unexpected tensor blk.0.attn_norm.bias")
     refused(rewritten(tensors={"output_norm.weight": (((32,), F32), extra[1][:128])}), "shape [32], not [64]")
     ints = ((64,), TYPES["I32"]), extra[1]
-    refused(rewritten(tensors={"output_norm.weight": ints}), "output_norm.weight is I32, no type for weights")
+    refused(
+        rewritten(tensors={"output_norm.weight": ints}),
+        "output_norm.weight is I32, which is not a type for weights",
+    )
 
 
 @pytest.mark.parametrize("scale", [0x7C00, 0xFC00, 0x7E01], ids=["inf", "-inf", "nan"])

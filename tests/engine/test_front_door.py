@@ -15,7 +15,8 @@ def python(code: str) -> str:
 def test_importing_herd_does_not_import_torch():
     code = """
 import sys, herd
-from herd.engine import Request, Sampling, nbytes
+from herd.engine import Request, Sampling
+from herd.engine.memory import nbytes
 herd.SIZES["405B"].n_params
 nbytes(herd.SIZES["8B"], 1, 131072)
 print([m for m in ("torch", "numpy", "transformers", "tiktoken") if m in sys.modules])

@@ -242,6 +242,7 @@ def test_an_edit_and_a_new_answer_are_branches(chat, open_page):
     assert chat.bodies[-1]["messages"][:2] == chat.bodies[1]["messages"][:2]
     page.locator(".user [aria-label='Previous version']").click()
     expect(page.locator(".bubble").last).to_have_text("two")
+    page.wait_for_timeout(300)  # the browser stores the choice in the background
     page.reload()
     page.wait_for_selector(".answer")
     assert texts(page, ".bubble") == ["one", "two"]

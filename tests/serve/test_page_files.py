@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from herd.serve import pages
 from herd.serve.auth import scope_of
+from herd.serve.settings import ServeSettings
 
 VENDOR = pages.FOLDER / "vendor"
 ALLOWED_LICENCES = {"MIT", "BSD-3-Clause", "Apache-2.0 AND MIT"}
@@ -23,6 +24,7 @@ MAX_LATER = 5_000
 def client():
     app = FastAPI()
     app.include_router(pages.router)
+    app.state.settings = ServeSettings()
     return TestClient(app, raise_server_exceptions=False)
 
 

@@ -33,8 +33,8 @@ HEADERS = {
 }
 FOREVER = "public, max-age=31536000, immutable"
 
-ON_DEMAND = ("exchange.js", "usage.js")
-"""Scripts that the page loads when they are needed: export and import, and usage and keys."""
+ON_DEMAND = ("exchange.js", "usage.js", "vendor/languages/diff.js")
+"""Scripts that the page loads when they are needed: export and import, usage and keys, colours of changes."""
 
 router = APIRouter()
 

@@ -4,14 +4,13 @@ import { lexer } from "./vendor/marked.esm.js";
 import highlighter from "./vendor/highlight.js";
 import bash from "./vendor/languages/bash.js";
 import cpp from "./vendor/languages/cpp.js";
-import diff from "./vendor/languages/diff.js";
 import javascript from "./vendor/languages/javascript.js";
 import json from "./vendor/languages/json.js";
 import python from "./vendor/languages/python.js";
 import xml from "./vendor/languages/xml.js";
 import yaml from "./vendor/languages/yaml.js";
 
-const LANGUAGES = { bash, cpp, diff, javascript, json, python, xml, yaml };
+const LANGUAGES = { bash, cpp, javascript, json, python, xml, yaml };
 for (const name in LANGUAGES) highlighter.registerLanguage(name, LANGUAGES[name]);
 highlighter.registerAliases(["ts", "typescript", "tsx"], { languageName: "javascript" });
 // Nearly right
@@ -108,8 +107,10 @@ const spans = ({ children }) =>
   );
 
 const idle = globalThis.requestIdleCallback ?? ((work) => setTimeout(work, 50));
-function highlight(code) {
+async function highlight(code) {
   const { language } = code.dataset;
+  if (language === "diff" && !highlighter.getLanguage(language))
+    highlighter.registerLanguage(language, (await import("./vendor/languages/diff.js")).default);
   if (!highlighter.getLanguage(language) || code.textContent.length > MAX_HIGHLIGHTED) return;
   idle(() => {
     if (!code.isConnected) return;
