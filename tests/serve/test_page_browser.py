@@ -4,12 +4,13 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from test_server_tools import asked, call
 
-from conftest import running
+from conftest import running, wait_until
 from herd.serve.keys import SCOPES, KeyPolicy, create_key, find_key
 from herd.serve.prices import TokenPrice, format_money, set_price
 from herd.serve.server_tools import ServerTools
@@ -110,6 +111,13 @@ def texts(page, selector):
     return [text.strip() for text in page.locator(selector).all_text_contents()]
 
 
+def shows(page, selector, expected):
+    """Wait until the page shows these texts. It draws in the background."""
+    with suppress(AssertionError):
+        wait_until(lambda: texts(page, selector) == expected, 10)
+    assert texts(page, selector) == expected
+
+
 def stored(page):
     """Return what the browser has stored: chats and messages."""
     return page.evaluate(
@@ -150,7 +158,7 @@ def test_a_dialog_is_streamed_with_its_history_and_kept_over_a_reload(chat, open
     before = texts(page, ".answer .text")
     page.reload()
     page.wait_for_selector(".answer pre")
-    assert texts(page, ".answer .text") == before
+    shows(page, ".answer .text", before)
     assert page.title() == "first · Herd"
 
 
@@ -217,7 +225,7 @@ def test_finished_blocks_are_not_drawn_again(chat, open_page):
     )
     finish(page)
     assert page.evaluate("() => [changes, first.isConnected]") == [0, True]
-    assert texts(page, ".answer .text li") == ["a", "b"]
+    shows(page, ".answer .text li", ["a", "b"])
 
 
 def test_an_edit_and_a_new_answer_are_branches(chat, open_page):
@@ -228,24 +236,24 @@ def test_an_edit_and_a_new_answer_are_branches(chat, open_page):
     ask(page, "two")
     page.locator("[aria-label='Answer again']").first.click()
     finish(page)
-    assert texts(page, ".answer .text") == ["one 2"]
-    assert texts(page, ".siblings") == ["2/2"]
+    shows(page, ".answer .text", ["one 2"])
+    shows(page, ".siblings", ["2/2"])
     page.click("[aria-label='Previous version']")
     expect(page.locator(".answer .text")).to_have_count(2)
-    assert texts(page, ".answer .text") == ["one 0", "two 1"]
+    shows(page, ".answer .text", ["one 0", "two 1"])
     page.locator(".user").last.hover()
     page.locator("[data-edit]").last.click()
     page.fill(".edit textarea", "three")
     page.press(".edit textarea", "Enter")
     finish(page)
-    assert texts(page, ".bubble") == ["one", "three"]
+    shows(page, ".bubble", ["one", "three"])
     assert chat.bodies[-1]["messages"][:2] == chat.bodies[1]["messages"][:2]
     page.locator(".user [aria-label='Previous version']").click()
     expect(page.locator(".bubble").last).to_have_text("two")
     page.wait_for_timeout(300)  # the browser stores the choice in the background
     page.reload()
     page.wait_for_selector(".answer")
-    assert texts(page, ".bubble") == ["one", "two"]
+    shows(page, ".bubble", ["one", "two"])
 
 
 def test_two_models_answer_side_by_side_each_with_its_own_history(chat, open_page):
@@ -254,10 +262,10 @@ def test_two_models_answer_side_by_side_each_with_its_own_history(chat, open_pag
     page = open_page(chat.url)
     page.select_option("#models select >> nth=1", "big")
     ask(page, "hello")
-    assert texts(page, ".beside .text") == ["tiny 1", "big 1"]
-    assert texts(page, ".beside h3") == ["tiny", "big"]
+    shows(page, ".beside .text", ["tiny 1", "big 1"])
+    shows(page, ".beside h3", ["tiny", "big"])
     ask(page, "again")
-    assert texts(page, ".beside .text") == ["tiny 1", "big 1", "tiny 3", "big 3"]
+    shows(page, ".beside .text", ["tiny 1", "big 1", "tiny 3", "big 3"])
     histories = {body["model"]: body["messages"][1]["content"] for body in chat.bodies[2:]}
     assert histories == {"tiny": "tiny 1", "big": "big 1"}
 
@@ -289,7 +297,7 @@ def test_tool_calls_are_cards_and_the_user_writes_their_results(chat, open_page)
     page.click(".calls button")
     page.wait_for_selector(".answer >> nth=1")
     finish(page)
-    assert texts(page, ".answer .text")[-1] == "It is cold."
+    wait_until(lambda: texts(page, ".answer .text")[-1:] == ["It is cold."])
     call, result = chat.bodies[1]["messages"][-2:]
     function = {"name": "weather", "arguments": '{"city": "Oslo"}'}
     assert call["tool_calls"] == [{"id": "call_7", "type": "function", "function": function}]
@@ -310,7 +318,7 @@ def test_settings_are_sent_and_wrong_ones_are_not(chat, open_page):
     for name, value in values.items():
         page.fill(f"[name={name}]", value)
     page.fill("[name=schema]", '{"type": "object"}')
-    assert page.locator(".wrong").count() == 2
+    expect(page.locator(".wrong")).to_have_count(2)
     ask(page, "hi")
     body = chat.bodies[0]
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
@@ -342,7 +350,7 @@ def test_search_finds_a_message_of_another_branch_and_shows_it(chat, open_page):
     expect(page.locator(".result")).to_have_count(1)
     page.keyboard.press("Enter")
     expect(page.locator(".bubble")).to_have_text("alpha")
-    assert texts(page, ".answer .text") == ["a needle in the hay"]
+    shows(page, ".answer .text", ["a needle in the hay"])
 
 
 def test_an_export_imported_into_another_browser_is_the_same(chat, open_page, tmp_path):
@@ -393,7 +401,7 @@ def test_a_server_with_keys_asks_for_one_and_keeps_it_as_long_as_wanted(chat, op
     page.press("#key", "Enter")
     expect(page.locator("#models")).to_contain_text("tiny")
     ask(page, "hi")
-    assert texts(page, ".answer .text") == ["You wrote: hi"]
+    shows(page, ".answer .text", ["You wrote: hi"])
     assert page.evaluate("() => [localStorage.getItem('herd.key'), sessionStorage.getItem('herd.key')]") == [
         None,
         "hk-secret",
@@ -407,7 +415,7 @@ def test_a_server_with_keys_asks_for_one_and_keeps_it_as_long_as_wanted(chat, op
     expect(page.locator("#signin")).to_be_hidden()
     page.click("text=Try again")
     finish(page)
-    assert texts(page, ".answer .text")[-1] == "You wrote: again"
+    wait_until(lambda: texts(page, ".answer .text")[-1:] == ["You wrote: again"])
     assert page.evaluate("() => [localStorage.getItem('herd.key'), sessionStorage.getItem('herd.key')]") == [
         "hk-new",
         None,
@@ -439,7 +447,7 @@ def test_an_error_within_an_answer_keeps_what_was_written(chat, open_page):
     ]
     page = open_page(chat.url)
     ask(page, "hi")
-    assert texts(page, ".answer .text") == ["half"]
+    shows(page, ".answer .text", ["half"])
     expect(page.locator("#thread .problem")).to_contain_text("the server is stopping")
 
 
@@ -452,7 +460,7 @@ def test_a_chat_that_is_too_long_goes_on_without_its_oldest_messages(chat, open_
     page.click("button:text('Leave out')")
     finish(page)
     assert [message["content"] for message in chat.bodies[-1]["messages"]] == ["c", "fine", "d"]
-    assert texts(page, ".answer .text")[-1] == "fine"
+    wait_until(lambda: texts(page, ".answer .text")[-1:] == ["fine"])
     expect(page.locator(".cut")).to_have_count(1)
 
 
@@ -473,7 +481,7 @@ def test_a_long_paste_becomes_a_file_and_a_link_only_writes_the_draft(chat, open
     finish(page)
     content = chat.bodies[0]["messages"][0]["content"]
     assert content == f"what is this\n\nPasted text 1.txt:\n````\n{text}\n````"
-    assert texts(page, ".bubble") == ["what is this"]
+    shows(page, ".bubble", ["what is this"])
     assert texts(page, ".file summary")[0].startswith("Pasted text 1.txt")
 
 
@@ -644,7 +652,7 @@ def test_the_real_server_answers_the_page(url, open_page):
     page.click("main > header [data-do=settings]")
     page.fill("[name=max_tokens]", "8")
     ask(page, "six times seven")
-    assert texts(page, "#thread .problem") == []
+    shows(page, "#thread .problem", [])
     assert re.search(r"8 tokens · prompt \d+", page.locator(".stats").inner_text())
     page.click("#models [data-do=card]")
     expect(page.locator("#card")).to_contain_text("2,048 tokens")
@@ -678,11 +686,11 @@ def test_tools_on_the_server_are_switched_on_and_their_calls_are_shown(tokenizer
         page.click(".toolbox summary")
         page.check(".toolbox label:has-text('python') input")
         page.keyboard.press("Escape")
-        assert page.locator(".toolbox fieldset").is_hidden()
+        expect(page.locator(".toolbox fieldset")).to_be_hidden()
         page.click(".toolbox summary")
-        assert page.locator(".toolbox fieldset").is_visible()
+        expect(page.locator(".toolbox fieldset")).to_be_visible()
         page.mouse.click(800, 200)
-        assert page.locator(".toolbox fieldset").is_hidden()
+        expect(page.locator(".toolbox fieldset")).to_be_hidden()
         ask(page, "six times seven")
         assert page.locator(".step summary code").inner_text() == "code_interpreter"
         page.click(".step summary")
@@ -721,7 +729,7 @@ def test_the_card_of_a_program_shows_what_it_printed(chat, open_page, content, o
     page = open_page(chat.url)
     ask(page, "six times seven")
     page.click(".step summary")
-    assert texts(page, ".step h5") == ["Program", "Output" if ok else "Error"]
+    shows(page, ".step h5", ["Program", "Output" if ok else "Error"])
     assert page.locator(".step pre").nth(1).inner_text() == shown
 
 
