@@ -206,7 +206,7 @@ def accuracy_kept(found: Quality, bar: float) -> dict[str, Value]:
     one = found.summary()["accuracy_kept"]
     share = one["value"] or 0.0
     value = Value(share, "fraction", one["lo"], one["hi"], bar=f"≥ {bar}", passed=share >= bar)
-    return {"next-token accuracy of the teacher's": value}
+    return {"next-token accuracy, share of the teacher's": value}
 
 
 def curve_row(args: argparse.Namespace) -> None:

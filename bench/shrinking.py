@@ -169,5 +169,5 @@ def hellaswag(
     }
     kept = found["trained"].value / found["teacher"].value
     return values | {
-        "HellaSwag of the teacher's": Value(kept, "fraction", bar=f"≥ {bar}", passed=kept >= bar)
+        "HellaSwag, share of the teacher's": Value(kept, "fraction", bar=f"≥ {bar}", passed=kept >= bar)
     }

@@ -16,7 +16,8 @@ from herd.data.batch import IGNORE, Batch
 from herd.data.targets import Targets, TargetsSpec
 from herd.distill import label as module
 from herd.distill.label import draw, label, sample
-from herd.distill.vocab import VocabCut, fold, read_whole
+from herd.distill.vocab import VocabCut, fold
+from herd.distill.whole_rows import read_whole
 from herd.errors import DataError
 from herd.llama import ModelConfig
 from herd.llama.model import LlamaLM
@@ -61,7 +62,7 @@ def exact(batch: Batch, cut: VocabCut | None) -> torch.Tensor:
         )
     places = torch.cartesian_prod(*map(torch.arange, batch.tokens_BT.shape))
     p = p[places[:, 0], whole.source_BT.flatten()]
-    return p if cut is None else fold(p, cut, whole.after(places))
+    return p if cut is None else fold(p, cut, whole.begun_at(places))
 
 
 @pytest.mark.parametrize("trimmed", [False, True])

@@ -10,7 +10,8 @@ from test_vocab import make_cut
 
 from herd.data.batch import Batch
 from herd.distill.measure import Quality, Yardstick, difference
-from herd.distill.vocab import fold, read_whole, trim_model
+from herd.distill.vocab import fold, trim_model
+from herd.distill.whole_rows import read_whole
 from herd.errors import DataError
 from herd.evals.windows import HeldOut
 from herd.llama import ModelConfig

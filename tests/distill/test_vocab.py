@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herd.data.batch import Batch
-from herd.distill.vocab import VocabCut, cut_vocabulary, fold, read_whole, trim_model
+from herd.distill.vocab import VocabCut, cut_vocabulary, fold, trim_model
+from herd.distill.whole_rows import read_whole
 from herd.errors import ConfigError
 from herd.llama import ModelConfig
 from herd.llama.model import LlamaLM

@@ -21,7 +21,8 @@ from ..data.stream import Stream
 from ..data.targets import TargetBlock, TargetsSpec, append_block, shard_path, unfinished_shard, write_spec
 from ..errors import DataError
 from ..llama.model import LlamaLM
-from .vocab import VocabCut, fold, read_whole
+from .vocab import VocabCut, fold
+from .whole_rows import read_whole
 
 CHUNK_BYTES = 128 << 20
 """Bytes of the float64 cumulative probabilities of the tokens that are drawn for at a time."""
@@ -103,7 +104,7 @@ def draw(
             source_n = whole.source_BT[b, at_n].to(teacher.device)
             p_nV = teacher.lm_head(hidden_BTD[b, source_n]).float().softmax(-1)
             if cut is not None:
-                p_nV = fold(p_nV, cut, whole.after(torch.stack((torch.full_like(at_n, b), at_n), 1)))
+                p_nV = fold(p_nV, cut, whole.begun_at(torch.stack((torch.full_like(at_n, b), at_n), 1)))
             entropy_n = -torch.special.xlogy(p_nV, p_nV).sum(-1)
             ids, counts, log_p, n_words_n = sample(p_nV, uniform_nS.to(p_nV.device))
             entries.append((ids.cpu(), counts.cpu(), log_p.cpu()))

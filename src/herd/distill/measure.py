@@ -31,7 +31,8 @@ from ..evals.bootstrap import Interval, paired_difference, ratio_interval
 from ..evals.windows import HeldOut, WindowScore, windows
 from ..files import write_atomically
 from ..llama.model import LlamaLM
-from .vocab import TINY, VocabCut, WholeRows, fold, read_whole
+from .vocab import TINY, VocabCut, fold
+from .whole_rows import WholeRows, read_whole
 
 CHUNK = 256
 """Tokens whose logits of both models are in memory at a time."""
@@ -115,11 +116,13 @@ class Yardstick:
             )
             self.on_batch(number + 1, len(self._files))
             scored_BT = batch.targets_BT != IGNORE
-            begun = () if self.cut is None else read_whole(rows(batch), self.cut).after(scored_BT.nonzero())
+            begun = (
+                () if self.cut is None else read_whole(rows(batch), self.cut).begun_at(scored_BT.nonzero())
+            )
             owner_N = batch.document_B[:, None].expand(scored_BT.shape)[scored_BT]
             targets_N = batch.targets_BT[scored_BT]
             for chunk in torch.arange(len(owner_N)).split(CHUNK):
-                log_p_CW = self._teachers(theirs_ND[chunk], begun[chunk[0] : chunk[-1] + 1])
+                log_p_CW = self._teacher_log_probabilities(theirs_ND[chunk], begun[chunk[0] : chunk[-1] + 1])
                 values = self._compare(log_p_CW, ours_ND[chunk], student, targets_N[chunk])
                 sums.index_add_(1, owner_N[chunk], values.double().cpu())
         bits, kl, agree, hits, teacher_hits, n_tokens = sums.tolist()
@@ -149,7 +152,7 @@ class Yardstick:
         return hidden_BTD[b_N, read.source_BT[b_N, t_N]]
 
     @torch.inference_mode()
-    def _teachers(self, hidden_CD: Tensor, begun: Sequence[tuple[int, ...]]) -> Tensor:
+    def _teacher_log_probabilities(self, hidden_CD: Tensor, begun: Sequence[tuple[int, ...]]) -> Tensor:
         """Return the teacher's log-probabilities in the student's vocabulary, (C, W)."""
         log_p_CV = self._logits(self.teacher, hidden_CD).log_softmax(-1)
         if self.cut is None:

@@ -1,9 +1,6 @@
-"""Give a model a smaller vocabulary, and read its teacher's predictions in that vocabulary.
+"""Give a model a smaller vocabulary, and divide its teacher's predictions among the tokens that are left.
 
-A student with a trimmed vocabulary reads text in more, shorter tokens. Its teacher has not been trained to
-continue a word from such pieces, and predicts them badly (in SmolLM2 with half of its tokens, 7.4 bits per
-piece inside a word that it would have as one token). So the teacher reads its own tokens (`read_whole`), and
-its probabilities are divided among the pieces:
+The teacher reads its own tokens (`whole_rows.py`), and its probabilities are divided among their pieces:
 
 - where one of its tokens ends, the probability of the next token goes to its first piece;
 - between the pieces of a token, only the tokens that begin with the pieces so far are possible, and the
@@ -12,21 +9,19 @@ its probabilities are divided among the pieces:
 The second rule takes as known that the token has not ended. A student does not know that, and learns how
 often it is so from how often it sees it.
 
-Shapes: B rows, T time, N tokens, V the teacher's vocabulary, W the student's, D model dim.
+Shapes: N tokens, V the teacher's vocabulary, W the student's, D model dim.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from ..data.batch import Batch
 from ..errors import ConfigError
 from ..llama.model import LlamaLM
 from ..text import Tokenizer
@@ -113,102 +108,3 @@ def fold(probabilities_NV: Tensor, cut: VocabCut, begun: Sequence[tuple[int, ...
             folded_NW[n] = 0
             folded_NW[n].index_add_(0, following, possible / possible.sum())
     return folded_NW
-
-
-@dataclass(frozen=True)
-class WholeRows:
-    """What the teacher reads for rows in the student's tokens.
-
-    ``batch`` are the rows in the teacher's own tokens, padded at the end. After the student's token t, the
-    prediction of the teacher is the one after its token ``source_BT[b, t]``. ``begun`` has the pieces of the
-    teacher's token that are known there, for the places (b, t) that are inside of one.
-    """
-
-    batch: Batch
-    source_BT: Tensor
-    begun: dict[tuple[int, int], tuple[int, ...]]
-
-    def after(self, places: Tensor) -> list[tuple[int, ...]]:
-        """Return the known pieces at places (N, 2), () at the beginning of a token."""
-        return [self.begun.get((b, t), ()) for b, t in places.tolist()]
-
-
-def read_whole(batch: Batch, cut: VocabCut | None) -> WholeRows:
-    """Return the rows of ``batch``, which are in the student's tokens, as the teacher reads them.
-
-    ``cut`` None: student and teacher have the same vocabulary.
-    """
-    B, T = batch.tokens_BT.shape
-    source_BT = torch.arange(T).expand(B, T).clone()
-    if cut is None:
-        return WholeRows(batch, source_BT, {})
-    tokens_BT, positions_BT = torch.zeros(B, T, dtype=torch.int64), torch.zeros(B, T, dtype=torch.int64)
-    documents_BT = torch.full((B, T), -1)
-    begun = {}
-    for b in range(B):
-        ids = batch.tokens_BT[b].tolist()
-        owners = [0] * T if batch.documents_BT is None else batch.documents_BT[b].tolist()
-        n = 0
-        for owner, group in groupby(range(T), owners.__getitem__):
-            places = list(group)
-            first = places[0] if batch.positions_BT is None else int(batch.positions_BT[b, places[0]])
-            t, start = places[0], n
-            for id_, n_pieces in _whole_tokens(ids[t : places[-1] + 1], cut):
-                for k in range(n_pieces):
-                    whole = k == n_pieces - 1
-                    source_BT[b, t + k] = n if whole else n - 1
-                    if not whole:
-                        begun[b, t + k] = tuple(ids[t : t + k + 1])
-                tokens_BT[b, n], positions_BT[b, n], documents_BT[b, n] = id_, first + n - start, owner
-                n, t = n + 1, t + n_pieces
-    rows = Batch(
-        tokens_BT, torch.zeros_like(tokens_BT),
-        None if batch.positions_BT is None else positions_BT,
-        None if batch.documents_BT is None else documents_BT,
-    )  # fmt: skip
-    return WholeRows(rows, source_BT, begun)
-
-
-def _whole_tokens(ids: Sequence[int], cut: VocabCut) -> Iterator[tuple[int, int]]:
-    """Yield the teacher's ids of a document in the student's tokens, and how many of these each covers.
-
-    The first token stays as it is, because nothing comes before it that could predict a longer one.
-    """
-    special = set(cut.tokenizer.special_tokens.values())
-    yield int(cut.kept_W[ids[0]]), 1
-    for is_special, group in groupby(ids[1:], special.__contains__):
-        stretch = list(group)
-        if is_special:
-            yield from ((int(cut.kept_W[id_]), 1) for id_ in stretch)
-        else:
-            yield from _whole_stretch(stretch, cut)
-
-
-def _whole_stretch(ids: Sequence[int], cut: VocabCut) -> Iterator[tuple[int, int]]:
-    """Yield ids as `_whole_tokens` does, for tokens of text without special ones."""
-    small, whole = cut.tokenizer, cut.whole
-    lengths = [len(small.token_bytes(id_)) for id_ in ids]
-    n_ids, n_bytes, n_whole = 0, 0, 0  # student's tokens and bytes done, and bytes of the teacher's tokens
-    for id_ in _encode(ids, cut):
-        pieces = cut.pieces[id_]
-        if n_bytes == n_whole and list(ids[n_ids : n_ids + len(pieces)]) == list(pieces):
-            yield id_, len(pieces)
-            n_bytes += sum(lengths[n_ids : n_ids + len(pieces)])
-            n_ids += len(pieces)
-            n_whole = n_bytes
-            continue
-        n_whole += len(whole.token_bytes(id_))
-        while n_ids < len(ids) and n_bytes + lengths[n_ids] <= n_whole:  # split otherwise: read as it is
-            yield int(cut.kept_W[ids[n_ids]]), 1
-            n_bytes += lengths[n_ids]
-            n_ids += 1
-    yield from ((int(cut.kept_W[id_]), 1) for id_ in ids[n_ids:])
-
-
-def _encode(ids: Sequence[int], cut: VocabCut) -> list[int]:
-    """Return the teacher's tokens of a text in the student's, or none if it is cut within a character."""
-    try:
-        text = b"".join(map(cut.tokenizer.token_bytes, ids)).decode()
-    except UnicodeDecodeError:
-        return []
-    return cut.whole.encode_with_offsets(text, continued=True)[0]
