@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 
 import pytest
 import torch
@@ -124,8 +125,18 @@ def test_a_full_disk_costs_only_the_saving(wide, tmp_path, monkeypatch, caplog):
 def test_a_slow_disk_leaves_pages_out_until_they_are_asked_for_again(wide, tmp_path, monkeypatch):
     engine = Engine(wide, None)
     monkeypatch.setattr(module, "PENDING_BYTES", 3 * engine.cache.page_bytes)
+    write, is_asked = module.SavedPages._write, threading.Event()
+
+    def write_later(*args):
+        is_asked.wait(60)
+        write(*args)
+
+    monkeypatch.setattr(module.SavedPages, "_write", write_later)
     with EngineLoop(engine, cache_folder=tmp_path) as loop:
         ask(loop)
+        while loop.engine.saved_pages._pending < module.PENDING_BYTES:
+            pass
+        is_asked.set()
         while loop.engine.saved_pages._pending:
             pass
         assert len(files(tmp_path)) == 3

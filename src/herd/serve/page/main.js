@@ -127,15 +127,17 @@ $("results").onclick = (event) => {
   shownAt = link.dataset.place;
   if (link.hash === location.hash) followAddress(shownAt);
 };
-$("query").oninput = async ({ target }) => {
-  const results = await search(target.value, state.chats);
-  if (target.value === $("query").value) set({ results });
+let searching = Promise.resolve();
+$("query").oninput = ({ target: { value } }) => {
+  searching = search(value, state.chats).then((results) => value === $("query").value && set({ results }));
 };
 $("search").onkeydown = (event) => {
   const links = [...$("results").children];
   const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
   if (step) links[links.indexOf(document.activeElement) + step]?.focus();
-  else if (event.key === "Enter" && event.target === $("query")) links[0]?.click();
+  // The results of the last key may still be on their way
+  else if (event.key === "Enter" && event.target === $("query"))
+    searching.then(() => requestAnimationFrame(() => $("results").firstElementChild?.click()));
   else return;
   event.preventDefault();
 };
