@@ -20,7 +20,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 help:  ## this list
 	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
 
-setup: $(STAMP)  ## make .venv and install everything, pinned; instant the second time
+setup: $(STAMP)  ## make .venv, install everything, pinned, and build the kernels; instant the second time
 	@:
 
 $(STAMP): pyproject.toml constraints.txt
@@ -36,6 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(HERD_TORCH)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@$(BIN)/python -m herd.kernels.build
 	@rm -f $(VENV)/.herd-* && touch $@
 
 lint: setup  ## ruff, mypy on src, and the floors of the house

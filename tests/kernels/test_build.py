@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -51,6 +53,22 @@ def test_the_name_depends_on_the_source(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "SOURCES", tmp_path)
     monkeypatch.setattr(build, "_compile", lambda *_: None)
     assert build.library().name != name
+
+
+@pytest.mark.skipif(not build.ready(), reason="no C++ compiler")
+def test_those_that_come_together_build_once(monkeypatch, tmp_path):
+    built = []
+
+    def compile_slowly(compiler, flags, path):
+        built.append(path)
+        time.sleep(0.2)  # the others come meanwhile
+        path.touch()
+
+    monkeypatch.setenv("HERD_CACHE", str(tmp_path))
+    monkeypatch.setattr(build, "_compile", compile_slowly)
+    with ThreadPoolExecutor() as pool:
+        paths = [pool.submit(build.library).result for _ in range(4)]
+        assert len({path() for path in paths}) == len(built) == 1
 
 
 def test_keeping_freed_memory_says_whether_it_could():

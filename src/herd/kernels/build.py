@@ -2,17 +2,17 @@
 
 The native library is stored in Herd's cache folder under a hash of everything it depends on: sources, flags,
 compiler, processor and torch's version. So another machine or a changed source has another file. It is
-written under a temporary name and renamed, so processes that build at the same time do not disturb each
-other.
+written under a temporary name and renamed. Processes that need it at the same time wait for the first one.
 
 Without a compiler there is one warning, and every operator uses its plain torch reference. ``HERD_NATIVE=0``
-asks for the references. ``python -m herd.kernels.build`` builds ahead of time. Quantized products are built
-for the fastest instruction set of this machine only. ``HERD_ISA`` or ``HERD_ALL_PATHS=1`` builds them for
-all.
+asks for the references. ``python -m herd.kernels.build`` builds ahead of time, as `make setup` does.
+Quantized products are built for the fastest instruction set of this machine only. ``HERD_ISA`` or
+``HERD_ALL_PATHS=1`` builds them for all.
 """
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
@@ -21,7 +21,8 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,12 +77,26 @@ def library() -> Path:
         flags.append("-DHERD_ALL_PATHS")
     path = cache_folder() / f"kernels-{_fingerprint(compiler, flags)}.so"
     if not path.exists():
-        _compile(compiler, flags, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(path.parent):  # waiting is faster than building twice
+            if not path.exists():
+                _compile(compiler, flags, path)
     return path
 
 
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time in, where the disk has locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _compile(compiler: str, flags: list[str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     torch_folder = Path(torch.__file__).parent
     include = [f"-I{torch_folder / 'include'}", f"-I{torch_folder / 'include/torch/csrc/api/include'}"]
     link = [f"-L{torch_folder / 'lib'}", "-ltorch_cpu", "-lc10"]
@@ -144,4 +159,4 @@ def _reason(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    print(library())
+    print("native kernels:", library() if ready() else "not built, see the warning")
