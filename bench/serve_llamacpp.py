@@ -29,7 +29,7 @@ import numpy as np
 
 from common import DATA, WORK, bench_parser, save_receipt
 from herd.checkpoint import write_random
-from herd.llama import SIZES
+from herd.llama import SIZES, ModelConfig
 from herd.machine import cores
 from herd.quant import scheme
 from herd.report.receipt import Value
@@ -41,13 +41,13 @@ CONTEXT = 1024
 MOST_SECONDS = 600
 
 
-def file_of(work: Path, size: str, quant: str) -> Path:
-    """Return the file of the weights, written if it is not there."""
-    path = work / f"{size}-{quant}-tokenizer.gguf"
+def file_of(work: Path, config: ModelConfig, quant: str) -> Path:
+    """Return the file of random weights of a shape, written if it is not there."""
+    path = work / f"{config.dim}x{config.n_layers}-{quant}-tokenizer.gguf"
     if not path.exists():
         work.mkdir(parents=True, exist_ok=True)
         tokenizer = Tokenizer.from_file(DATA / "llama3_tokenizer" / "tokenizer.model")
-        write_random(path, SIZES[size], scheme(quant), tokenizer=tokenizer)
+        write_random(path, config, scheme(quant), tokenizer=tokenizer)
     return path
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    file, threads = file_of(WORK, args.size, args.quant), str(cores())
+    file, threads = file_of(WORK, SIZES[args.size], args.quant), str(cores())
     text = (DATA / "wikitext2" / "test.txt").read_text(encoding="utf-8")
     places = iter(range(0, len(text) - PROMPT_CHARS, PROMPT_CHARS))
     values: dict[str, Value] = {}
