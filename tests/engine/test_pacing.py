@@ -2,6 +2,7 @@
 
 import pytest
 
+from herd.engine import Engine, Request, Sampling
 from herd.engine.memory import PREFILL_TOKENS
 from herd.engine.pacing import FEWEST_TOKENS, LONGEST_SECONDS, PROBE_STEPS, SLOWDOWN, Pacer
 
@@ -29,6 +30,40 @@ def test_a_step_with_a_piece_is_slower_by_the_allowed_factor(decode, tokens_per_
     for n, seconds in mixed:
         assert n == PREFILL_TOKENS or seconds == pytest.approx(SLOWDOWN * decode, rel=0.1)
         assert seconds <= SLOWDOWN * decode * 1.01
+
+
+def test_prompts_that_come_together_may_each_slow_down_the_others():
+    pacer = Pacer()
+    run(pacer, 0.05, 0.001, 200)
+    one, three = (pacer.room(True, n) for n in (1, 3))
+    assert three == pytest.approx(3 * one, rel=0.05)
+
+
+class Watched(Pacer):
+    """A pacer that notes the numbers of prompts that it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def room(self, decoding, n_prompts=1):
+        self.told.append(n_prompts)
+        return super().room(decoding, n_prompts)
+
+
+@pytest.mark.parametrize(
+    "decoding, prompts, told", [("a", "aaa", 3), ("a", "bbb", 1), ("a", "bbc", 2), ("b", "bbc", 2)]
+)
+def test_a_flood_of_one_owner_counts_as_one_prompt_beside_others(model, decoding, prompts, told):
+    engine = Engine(model, None, max_batch=8)
+    engine.submit(Request([1, 2], Sampling(max_tokens=50), owner=decoding))
+    while not engine.n_decoded:
+        engine.step()
+    engine.pacer = Watched()
+    for owner in prompts:
+        engine.submit(Request([3, 4, 5, 6], Sampling(max_tokens=1), owner=owner))
+    engine.step()
+    assert engine.pacer.told == [told]
 
 
 def test_it_follows_a_machine_that_becomes_slower_and_faster():

@@ -250,8 +250,11 @@ class Engine:
         drafts = self._propose(decoding, sum(pending.values()))
         mixed = any(n == 1 for n in pending.values())
         room = MIXED_TOKENS if mixed else PREFILL_TOKENS
-        if self.pacer is not None and any(n > 1 for n in pending.values()):
-            room = self.pacer.room(mixed)
+        prompts = [s for s, n in pending.items() if n > 1]
+        if self.pacer is not None and prompts:
+            # many prompts of one owner slow down the answers of others no more than one does
+            alone = len({s.owner for s in active}) == 1
+            room = self.pacer.room(mixed, len(prompts) if alone else len({s.owner for s in prompts}))
         lengths = {s: None if draft is None else len(draft.tokens) for s, draft in drafts.items()}
         return [(s, n, drafts.get(s) or DraftTokens([])) for s, n in self.scheduler.plan(room, lengths)]
 

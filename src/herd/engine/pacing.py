@@ -14,7 +14,7 @@ from .memory import PREFILL_TOKENS
 MIXED_TOKENS = 256
 """Prompt tokens of a step in which other sequences decode, without a pacer."""
 SLOWDOWN = 2.5
-"""Duration of a step with decoding and a piece of a prompt, as a multiple of one that only decodes."""
+"""Duration of a step with decoding and a piece of one prompt, as a multiple of one that only decodes."""
 LONGEST_SECONDS = 1.0
 """Duration of a step without decoding sequences. A request that arrives meanwhile waits for its end."""
 FIRST_TOKENS, FEWEST_TOKENS = 256, 8
@@ -34,13 +34,17 @@ class Pacer:
         self._token_seconds, self._deviation = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}
         self._mixed = 0
 
-    def room(self, decoding: bool) -> int:
-        """Return the number of prompt tokens for the next step. 0: it should only decode."""
+    def room(self, decoding: bool, n_prompts: int = 1) -> int:
+        """Return the number of prompt tokens for the next step. 0: it should only decode.
+
+        Each of the ``n_prompts`` may slow down a step that decodes by `SLOWDOWN`: they are computed together,
+        because the sooner they end, the more sequences share the steps that decode.
+        """
         seconds = LONGEST_SECONDS
         if decoding:
             if not self._decode_seconds or self._mixed >= PROBE_STEPS:
                 return 0
-            seconds = (SLOWDOWN - 1) * self._decode_seconds
+            seconds = n_prompts * (SLOWDOWN - 1) * self._decode_seconds
         known = decoding if self._token_seconds[decoding] else not decoding
         # on a machine that others use too, times vary: allow for it, as TCP does for the time of a round trip
         cost = self._token_seconds[known] + self._deviation[known]
