@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -33,6 +34,7 @@ from . import (
 )
 from .auth import Authenticator, all_routes, refuse_unscoped
 from .errors import ApiError, Forbidden, NotFound
+from .fields import field_table
 from .ledger import Ledger, Unmetered
 from .metrics import ServerMetrics
 from .models import ModelPool, ModelSlot, release_models
@@ -79,6 +81,7 @@ def create_app(
             log.warning("%d requests of a server that died are settled now", count)
         if upstreams is not None:
             await upstreams.start(app.state.models)
+        await run_in_threadpool(field_table)  # read here, with what threads import: no request waits for it
         yield
         if upstreams is not None:
             await upstreams.stop()
