@@ -18,9 +18,12 @@ from herd.llama import ModelConfig
 from herd.llama.model import LlamaLM
 from herd.serve.app import create_app
 from herd.serve.chat import ServedModel
+from herd.serve.models import ModelPool
 from herd.serve.run import HerdServer
 from herd.serve.settings import ServeSettings
 from herd.serve.store import Store
+from herd.serve.upstream_model import UpstreamModels
+from herd.serve.upstreams import Fleet
 from herd.text.tokenizer import Tokenizer
 
 CONTEXT = 2048
@@ -92,6 +95,32 @@ def url(served):
         yield url
 
 
+def upstream_models(*urls, **options) -> UpstreamModels:
+    return UpstreamModels(Fleet(urls, "upstream-key", b"secret", refresh_seconds=0.1, **options))
+
+
+@pytest.fixture(scope="session")
+def gateway(served):
+    """Yield the addresses of a Herd and of a gateway before it and a second one."""
+    with (
+        running(served) as first,
+        running(served) as second,
+        running(ModelPool([]), upstreams=upstream_models(first, second)) as url,
+    ):
+        yield first, url
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["direct", "gateway"])
+def with_gateway(request):
+    """Run a test of a client twice: against a server, and through a gateway before it."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def either_url(gateway, with_gateway):
+    return gateway[with_gateway]
+
+
 @pytest.fixture
 def http(url):
     with httpx.Client(base_url=url, timeout=60) as client:
@@ -158,13 +187,16 @@ class ScriptedGeneration:
 
 
 @pytest.fixture
-def scripted_server(tokenizer):
+def scripted_server(tokenizer, with_gateway):
     """Return a function that runs a server with a scripted answer and returns its address and its loop."""
     with ExitStack() as stack:
 
         def start(*pieces):
             loop = ScriptedLoop(*pieces)
-            return stack.enter_context(running(ServedModel("m", loop, tokenizer, CONTEXT))), loop
+            url = stack.enter_context(running(ServedModel("m", loop, tokenizer, CONTEXT)))
+            if with_gateway:
+                url = stack.enter_context(running(ModelPool([]), upstreams=upstream_models(url)))
+            return url, loop
 
         yield start
 

@@ -1,4 +1,4 @@
-"""Anthropic's own client against a real server with a real engine, and scripted answers with tools."""
+"""Anthropic's own client against a server with an engine, a gateway before two of them, and scripted answers with tools."""
 
 import json
 
@@ -28,8 +28,8 @@ def connect(url):
 
 
 @pytest.fixture(scope="module")
-def client(url):
-    with connect(url) as client:
+def client(either_url):
+    with connect(either_url) as client:
         yield client
 
 

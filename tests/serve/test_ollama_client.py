@@ -1,4 +1,4 @@
-"""Ollama's own client against a real server with a real engine, and scripted answers with tools."""
+"""Ollama's own client against a server with an engine, a gateway before two of them, and scripted answers with tools."""
 
 import json
 
@@ -13,8 +13,8 @@ HELLO = [{"role": "user", "content": "six times seven"}]
 
 
 @pytest.fixture(scope="module")
-def client(url):
-    return ollama.Client(url)
+def client(either_url):
+    return ollama.Client(either_url)
 
 
 @pytest.fixture

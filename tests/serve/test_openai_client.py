@@ -1,4 +1,4 @@
-"""OpenAI's own client against a real server with a real engine, on a tiny random model."""
+"""OpenAI's own client against a real server with a real engine, and a gateway before two, on a tiny random model."""
 
 import contextlib
 import json
@@ -19,9 +19,9 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def client(url):
+def client(either_url):
     with openai.OpenAI(
-        base_url=f"{url}/v1", api_key="any", max_retries=0, _strict_response_validation=True
+        base_url=f"{either_url}/v1", api_key="any", max_retries=0, _strict_response_validation=True
     ) as client:
         yield client
 
@@ -252,6 +252,7 @@ def test_tokens_of_a_request_are_counted_without_an_answer(client, http):
     assert counted == chat(client, tools=body["tools"]).usage.prompt_tokens
 
 
+@pytest.mark.parametrize("with_gateway", [False], indirect=True)  # a gateway refuses it
 def test_a_grammar_in_the_form_of_llamacpp(client):
     grammar = {"grammar": 'root ::= "yes" | "no" " "{2} "way"'}
     answer = chat(client, extra_body=grammar, temperature=1, seed=1).choices[0].message.content

@@ -11,32 +11,16 @@ import ollama
 import openai
 import pytest
 
-from conftest import CONTEXT, ScriptedLoop, running
+from conftest import CONTEXT, ScriptedLoop, running, upstream_models
 from herd.errors import ConfigError
 from herd.serve.chat import ServedModel
 from herd.serve.models import ModelPool
-from herd.serve.upstream_model import UpstreamModels
-from herd.serve.upstreams import Fleet, checked_url
+from herd.serve.upstreams import checked_url
 
 CALL = '{"name": "add", "parameters": {"a": 1}}'
 TOOLS = [
     {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
 ]
-
-
-def models(*urls, **options) -> UpstreamModels:
-    return UpstreamModels(Fleet(urls, "upstream-key", b"secret", refresh_seconds=0.1, **options))
-
-
-@pytest.fixture(scope="module")
-def gateway(served):
-    """Yield the addresses of a Herd and of a gateway before it and a second one."""
-    with (
-        running(served) as first,
-        running(served) as second,
-        running(ModelPool([]), upstreams=models(first, second)) as url,
-    ):
-        yield first, url
 
 
 @pytest.fixture
@@ -191,7 +175,7 @@ def test_a_refusal_to_count_has_the_upstream_s_message(gateway):
 def test_calls_of_tools_and_their_results(tokenizer):
     loop = ScriptedLoop(CALL)
     served = ServedModel("m", loop, tokenizer, CONTEXT)
-    with running(served) as first, running(ModelPool([]), upstreams=models(first)) as url:
+    with running(served) as first, running(ModelPool([]), upstreams=upstream_models(first)) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0)
         asked = [{"role": "user", "content": "add"}]
         message = client.chat.completions.create(model="m", messages=asked, tools=TOOLS).choices[0]

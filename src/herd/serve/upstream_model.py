@@ -140,24 +140,25 @@ class UpstreamModel(Servable[UpstreamPrompt]):
         if not (refused or may_not_fit or (billed and not upstream.tells_usage(self.name))):
             return
 
-        async def count(prompt: UpstreamPrompt) -> None:
+        async def count(prompt: UpstreamPrompt) -> int | None:
             body = encoded(tokenize_body(prompt.body))
             try:
                 status, answer = await self._fleet.ask(upstream, "/tokenize", body)
                 counted = int(json.loads(answer)["count"]) if status == 200 else None
             except (HttpError, ValueError, KeyError, TypeError):
-                return  # what is wrong with the upstream is seen when it is to answer
+                return None  # what is wrong with the upstream is seen when it is to answer
             if status in (404, 405, 501):
                 upstream.counts_tokens = False
-            if counted is not None:
-                prompt.counted = min(counted, prompt.bound)
+            return counted
 
-        await asyncio.gather(*map(count, prompts))
-        for prompt in prompts:
-            if prompt.counted is None or not self._tells_context:
+        for prompt, counted in zip(prompts, await asyncio.gather(*map(count, prompts)), strict=True):
+            if counted is None:
                 continue
-            if (room := self.context - prompt.counted) <= 0:
-                raise PromptTooLong(prompt.counted, self.context)
+            prompt.counted = min(counted, prompt.bound)
+            if not self._tells_context:
+                continue
+            if (room := self.context - counted) <= 0:
+                raise PromptTooLong(counted, self.context)
             if (prompt.sampling.max_tokens or 0) > room:
                 prompt.body["max_tokens"] = room
                 prompt.warnings.append(

@@ -22,7 +22,14 @@ from .http_client import ConnectError, HttpConnection, HttpError
 from .problems import BadRequest, Overloaded, ServerFault
 from .source import AnswerSource
 from .tools import OfferedTool
-from .upstream_wire import ChoiceReader, error_message, prompt_beginning, stream_body, told_usage
+from .upstream_wire import (
+    ChoiceReader,
+    error_message,
+    prompt_beginning,
+    stream_body,
+    told_usage,
+    told_warnings,
+)
 from .upstreams import MAX_ANSWER, Fleet, Upstream, describe, read_limited
 
 log = logging.getLogger("herd.serve")
@@ -188,6 +195,7 @@ class _Stream:
         self._fleet, self._model, self._prompt, self._salt, self._put = fleet, model, prompt, salt, put
         self._first = first  # index of the prompt's first choice
         self._told_prompt: int | None = None
+        self._told_warnings: list[str] = []
         self.cached_tokens = 0
         self.accepted = asyncio.Event()
         self.failure: ApiError | None = None
@@ -204,8 +212,8 @@ class _Stream:
 
     @property
     def warnings(self) -> list[str]:
-        """What the client is told about calls that cannot be read."""
-        return [warning for choice in self._choices for warning in choice.warnings]
+        """What the client is told: the upstream's own warnings, and calls that cannot be read."""
+        return self._told_warnings + [warning for choice in self._choices for warning in choice.warnings]
 
     def fail(self, error: ApiError) -> None:
         """Note that no upstream answers the prompt."""
@@ -285,6 +293,7 @@ class _Stream:
     ) -> int | None:
         """Deliver the events of a chunk. Return the total of completion tokens, once it is known."""
         usage, choices = told_usage(chunk), chunk.get("choices") or ()
+        self._told_warnings += told_warnings(chunk)
         if usage is not None:
             self._told_prompt, self.cached_tokens = usage[0], usage[1]
         if usage is not None and not choices:

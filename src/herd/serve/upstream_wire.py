@@ -284,6 +284,13 @@ def told_usage(chunk: Mapping[str, Any]) -> tuple[int, int, int] | None:
     return prompt, min(cached, prompt), completion
 
 
+def told_warnings(chunk: Mapping[str, Any]) -> list[str]:
+    """Return the warnings that a chunk of another Herd tells."""
+    remarks = chunk.get("herd")
+    told = remarks.get("warnings") if isinstance(remarks, Mapping) else None
+    return [each[:300] for each in told if isinstance(each, str)] if isinstance(told, list) else []
+
+
 def error_message(body: bytes) -> tuple[str, str | None]:
     """Return the message and code of an error's body, in one of the forms that servers use."""
     try:
