@@ -1,11 +1,11 @@
 """The rows of `serve_gateway.py` in which real servers are behind the gateway.
 
 ``clients``: two Herds with the same tiny model. One of them is killed while `STREAMS` answers are under way: each must
-end whole, or with an error event, and be billed exactly. (`serve_sdk.py --gateway` sends the SDKs' tests through one.)
+end whole, or with an error event, and be billed exactly. (`serve_sdk.py --gateway two` sends the SDKs' tests through such a gateway.)
 
-``vllm``: a real vLLM on the CPU (``--python`` of its environment) with a model folder (``--model``). ``--requests``
-chats, completions and messages by `CLIENTS` clients, of which one in ten hangs up. The last `KILLED` are streams under
-which vLLM is killed. Each bill must be what its client was told.
+``vllm``: a real vLLM on the CPU with a model folder (``--model``). ``--requests`` chats, completions and messages by
+`CLIENTS` clients, of which one in ten hangs up. The last `KILLED` are streams under which vLLM is killed. Each bill
+must be what its client was told.
 """
 
 from __future__ import annotations
@@ -24,19 +24,17 @@ from typing import Any
 
 import httpx
 
-from common import WORK, save_receipt
+import servers
+from common import save_receipt
 from herd.report import Value
 from herd.serve.store import Store
 from servers import (
     Told,
-    free_port,
     gateway,
     ledger_rows,
     n_disagreements,
     new_key,
-    process,
     streams_at_a_kill,
-    wait_for,
     watched_stream,
     zero,
 )
@@ -102,10 +100,6 @@ def clients(arguments: argparse.Namespace) -> None:
 
 def vllm(arguments: argparse.Namespace) -> None:
     """Check a gateway before a real vLLM."""
-    port = free_port()
-    words = [str(arguments.python.with_name("vllm")), "serve", str(arguments.model), "--dtype", "bfloat16"]
-    words += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--enforce-eager"]
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": "", "OMP_NUM_THREADS": "2"}
     load = [Told(f"load{number}") for number in range(arguments.requests - KILLED)]
     killed = [Told(f"killed{number}") for number in range(KILLED)]
 
@@ -117,12 +111,9 @@ def vllm(arguments: argparse.Namespace) -> None:
             )
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        child = stack.enter_context(
-            process(*words, "--max-model-len", "1024", log=WORK / "vllm.log", **settings)
-        )
-        wait_for(f"http://127.0.0.1:{port}/health", child, 1800)
+        behind, child = stack.enter_context(servers.vllm(arguments.model))
         store = Store(Path(folder) / "serve.db")
-        url = stack.enter_context(gateway(f"{folder}/serve.db", f"http://127.0.0.1:{port}"))
+        url = stack.enter_context(gateway(f"{folder}/serve.db", behind))
         token = new_key(store, "load")
         asyncio.run(ask())
         time.sleep(2)

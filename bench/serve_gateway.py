@@ -229,7 +229,6 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=300, help="of latency and vllm")
     parser.add_argument("--rounds", type=int, default=100, help="of replicas")
     parser.add_argument("--no-litellm", action="store_true", help="do not measure LiteLLM")
-    parser.add_argument("--python", type=Path, default=WORK / "vllm" / "bin" / "python", help="of vLLM")
     parser.add_argument("--model", type=Path, help="folder of a model for vLLM")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has started ends too

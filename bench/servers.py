@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import sqlalchemy as sql
 
+from common import WORK
 from herd.report import Value
 from herd.serve.app import create_app
 from herd.serve.keys import KeyPolicy, create_key
@@ -91,14 +92,31 @@ def wait_for(url: str, child: subprocess.Popen[bytes], seconds: float = 60) -> N
 
 @contextmanager
 def gateway(store: str, *upstreams: str, key: str = "none", log: Path | None = None) -> Iterator[str]:
-    """Run `herd serve` before other servers and yield its address."""
+    """Run `herd serve` before other servers and yield its address. Any name means their first model."""
     port = free_port()
     words = [sys.executable, "-m", "herd", "serve", "--port", str(port), "--store", store, "--keys"]
+    words += ["--alias", "*"]
     for upstream in upstreams:
         words += ["--upstream", upstream]
     with process(*words, log=log, **{UPSTREAM_KEY: key}) as child:
         wait_for(f"http://127.0.0.1:{port}/readyz", child)
         yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def vllm(model: Path, *more: str, python_path: str = "") -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Run a real vLLM on the CPU with a model folder, named ``tiny``, and yield its address and process.
+
+    ``more`` are further words of its command.
+    """
+    port = free_port()
+    words = [str(WORK / "vllm" / "bin" / "vllm"), "serve", str(model), "--dtype", "bfloat16"]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--enforce-eager"]
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "PYTHONPATH": python_path, "OMP_NUM_THREADS": "2"}
+    words += ["--max-model-len", "1024", *more]
+    with process(*words, log=WORK / "vllm.log", **settings) as child:
+        wait_for(f"http://127.0.0.1:{port}/health", child, 1800)
+        yield f"http://127.0.0.1:{port}", child
 
 
 @contextmanager
