@@ -21,6 +21,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -139,6 +140,7 @@ def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--gateway", choices=BEHIND, default="", help="what is behind herd serve --upstream")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has started ends too
     with servers(args.gateway) as (url, key, compare):
         failures = {test: failure for suite in SUITES for test, failure in run_suite(suite, url, key).items()}
         values = compare()
