@@ -165,6 +165,12 @@ def test_failures_of_the_only_upstream(gateway, store, answer, status):
     assert billed(store) == (0, 0, 0)
 
 
+def test_a_prompt_that_is_too_long_for_vllm_has_the_code_that_clients_know(gateway):
+    body = {"error": {"message": "at least 1025 input tokens", "param": "input_tokens", "code": 400}}
+    error = ask(gateway(ScriptedUpstream((400, body)))).json()["error"]
+    assert (error["code"], error["message"]) == ("context_length_exceeded", "at least 1025 input tokens")
+
+
 @pytest.mark.parametrize("code", [400, 422])
 def test_the_upstream_s_400_is_a_400_with_its_message(gateway, code):
     body = {"error": {"message": "tool_choice auto needs a parser", "code": 400}}

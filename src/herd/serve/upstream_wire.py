@@ -300,6 +300,8 @@ def error_message(body: bytes) -> tuple[str, str | None]:
             return error[:2000], None
         message = error.get("message") or error.get("detail") or ""
         code = error.get("code")
+        if error.get("param") == "input_tokens":  # a prompt that is too long for vLLM, with 400 as its code
+            code = "context_length_exceeded"
         text = message if isinstance(message, str) else json.dumps(message)
         return text[:2000], code if isinstance(code, str) else None
     except (ValueError, AttributeError):
