@@ -1,20 +1,21 @@
-"""The ledger: what each request may use at most, and what it did use, exactly.
+"""The ledger: the most that each request may use, and exactly what it used.
 
-A request *reserves* its worst case in one transaction, which also checks the key's limits. Two requests can
-therefore never be admitted on the same money. It is *settled* once, in one transaction that replaces the
-reservation by what was used. In between its counter is advanced before each write to the client
-(`counters.py`), so after `kill -9` the bill lies between what the client received and one chunk more.
+A request *reserves* the most that it can use in one transaction, which also checks the key's limits
+(`limits.py`). So two requests cannot both be admitted on what is left of one budget. It is *settled* once, in
+one transaction that replaces the reservation by what was used. Between the two, its counter (`counters.py`)
+is advanced before each write to the client. After `kill -9` the client is therefore billed for what it
+received and at most one chunk more.
 
 Completion tokens are the tokens sampled for the request up to and including the last one that was delivered
-or used up as stop text. A request whose counter was never advanced had no byte of an answer, and bills
-nothing. It still counts towards the key's requests and tokens per minute.
+or belongs to a stop string. A request whose counter was never advanced got no part of an answer, and is not
+billed. It still counts towards the key's requests and tokens per minute.
 
-A request that runs tools on the server has several steps, and each asks the model anew. Every step is
-reserved when it begins, has a row and a counter of its own, and is settled with the request. Only the first
+A request that runs tools on the server has several steps, and each step calls the model again. Every step is
+reserved when it begins, has its own row and counter, and is settled with the request. Only the first step
 counts as a request.
 
-If the store is away, new requests are refused (503). Requests that are open finish, and are settled once the
-store is back, or by `recover` from their counters when the next server starts.
+If the store is unavailable, new requests are refused (503). Open requests go on, and are settled when the
+store is available again, or by `recover` from their counters when the next server starts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ import secrets
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -36,33 +36,28 @@ import sqlalchemy as sql
 
 from .auth import Principal
 from .counters import PROMPT, SUFFIX, CounterFile, counters_of_dead, pack, unpack
-from .errors import BudgetExceeded, DuplicateRequest, RateLimited, StoreError, TooManyConcurrent, Unauthorized
-from .keys import KeyInfo, TokenBudget, key_by_id
+from .errors import DuplicateRequest, StoreError, Unauthorized
+from .keys import key_by_id
 from .leases import BEAT_SECONDS, LEASE_SECONDS, Leases
+from .limits import check_budgets, check_rates
 from .prices import FREE, TokenPrice, format_money, price_of, read_currency
 from .statements import (
     CHANGE_REQUEST,
-    COUNT_OPEN,
     FORGET_REQUEST,
     INSERT_REQUEST,
-    IS_FIRST_STEP,
     LOCK_KEY,
     OPEN_REQUEST,
-    RECENT_BY_AGE,
     SAME_ID,
     STEP_MARK,
-    SUM_RECENT,
     add_to_day,
-    spent,
 )
 from .store import Store, data_folder, now_ms
-from .tables import meta, requests
+from .tables import requests
 from .usage import day_of
 
 log = logging.getLogger("herd.serve")
 Status = Literal["completed", "cancelled", "failed", "crashed", "lost"]
 """How a request ended. crashed: its server died. lost: its server died and the counters are gone."""
-MINUTE_MS = 60_000
 
 
 @dataclass(frozen=True)
@@ -76,9 +71,10 @@ class Bill:
 
 
 class Reservation:
-    """An open request in the ledger. `advance` before each write to the client, `settle` once at the end.
+    """An open request in the ledger. Call `advance` before each write to the client, and `settle` at the end.
 
-    In all methods ``prompt_tokens`` is the true number if it differs from the reserved one, else 0.
+    ``words[slot]`` is its counter (see `counters.pack`), and ``words[prompt_slot]`` that of its prompt. In
+    all methods a ``prompt_tokens`` of 0 means the reserved number.
     """
 
     def __init__(
@@ -88,25 +84,24 @@ class Reservation:
         prompt_slot: int,
         prompt_tokens: int,
         price: TokenPrice,
-        close: Callable[[int, int, Status], None],
+        on_settle: Callable[[int, int, Status], None],
         currency: str | None = None,
-        shrink: Callable[[int], None] = lambda completion_tokens: None,
+        on_shrink: Callable[[int], None] = lambda completion_tokens: None,
     ) -> None:
         self._words, self._slot, self._prompt_slot = words, slot, prompt_slot
-        self._close, self._currency = close, currency
-        self._shrink = shrink
+        self._on_settle, self._on_shrink, self._currency = on_settle, on_shrink, currency
         self._prompt_tokens, self._price = prompt_tokens, price
         self._bill: Bill | None = None
 
     def advance(self, completion_tokens: int, cached_tokens: int = 0, prompt_tokens: int = 0) -> None:
-        """Note the completion tokens that the client has once the next write has succeeded."""
+        """Set the counter to the tokens that the client will have received after the next write."""
         if self._bill is not None:
             raise RuntimeError("a request was advanced after it was settled")
         self._words[self._prompt_slot] = prompt_tokens
         self._words[self._slot] = pack(completion_tokens, cached_tokens)
 
     def bill(self, completion_tokens: int, cached_tokens: int = 0, prompt_tokens: int = 0) -> Bill:
-        """Return the bill for so many tokens, e.g. to show its money in an answer."""
+        """Return the bill for these tokens, e.g. to show its money in an answer."""
         prompt_tokens = prompt_tokens or self._prompt_tokens
         money = self._price.cost(prompt_tokens, cached_tokens, completion_tokens)
         return Bill(prompt_tokens, cached_tokens, completion_tokens, money)
@@ -114,15 +109,15 @@ class Reservation:
     def cost(
         self, completion_tokens: int, cached_tokens: int = 0, prompt_tokens: int = 0
     ) -> dict[str, str] | None:
-        """Return the money for so many tokens as clients are shown it. None: the model has no price."""
+        """Return the money for these tokens as clients see it, or None if the model has no price."""
         if self._currency is None:
             return None
         money = self.bill(completion_tokens, cached_tokens, prompt_tokens).money
         return {"amount": format_money(money), "currency": self._currency}
 
     def shrink(self, completion_tokens: int) -> None:
-        """Reserve no more than what was generated, because this step of the request has ended. Blocking."""
-        self._shrink(completion_tokens)
+        """Reduce the reservation to what was generated, because this step has ended. Waits for the store."""
+        self._on_shrink(completion_tokens)
 
     def settle(
         self,
@@ -131,9 +126,9 @@ class Reservation:
         status: Status = "completed",
         prompt_tokens: int = 0,
     ) -> Bill:
-        """End the request and return its bill, which is empty if nothing was advanced.
+        """End the request and return its bill, which is empty if `advance` was never called.
 
-        A second call does nothing. If the store is away, the bill is kept, and stored later.
+        A second call returns the same bill. If the store is unavailable, the bill is stored later.
         """
         if self._bill is None:
             begun = unpack(self._words[self._slot])[0]
@@ -142,7 +137,7 @@ class Reservation:
             if begun:
                 self._words[self._slot] = word
             self._bill = self.bill(completion_tokens, cached_tokens, prompt_tokens) if begun else Bill()
-            self._close(word, prompt_tokens, status)
+            self._on_settle(word, prompt_tokens, status)
         return self._bill
 
 
@@ -160,7 +155,7 @@ class Unmetered:
         request_id: str,
         step: int = 1,
     ) -> Reservation:
-        """Return a reservation that bills no money."""
+        """Return a reservation at no price."""
         return Reservation(memoryview(bytearray(16)).cast("Q"), 0, 1, prompt_tokens, FREE, lambda *_: None)
 
     def close(self) -> None:
@@ -168,8 +163,8 @@ class Unmetered:
 
 
 @dataclass(frozen=True)
-class _Open:
-    """The columns by which the row of an open request is found again."""
+class _OpenRequest:
+    """The columns that identify the row of an open request."""
 
     key_id: str
     id: str
@@ -181,8 +176,8 @@ class Ledger:
     """The ledger in a store, safe from any thread.
 
     ``folder`` has the counter files of this machine's servers. A store by URL may be shared by servers on
-    several machines, which watch each other's signs of life (`leases.py`). If a machine is gone, so are its
-    counters, and its open requests bill nothing.
+    several machines, which watch each other's heartbeats (`leases.py`). If a machine is lost, so are its
+    counters, and its open requests are not billed.
     """
 
     def __init__(
@@ -197,12 +192,12 @@ class Ledger:
         host = re.sub(r"[^A-Za-z0-9.-]", "-", platform.node())[:60]
         self._server = f"{host}_{os.getpid()}_{secrets.token_hex(8)}"
         self._counters = CounterFile(self._folder / f"{self._server}{SUFFIX}")
-        self._unsettled: list[tuple[_Open, int, int, Status]] = []
+        self._unsettled: list[tuple[_OpenRequest, int, int, Status]] = []
         self._lock = threading.Lock()
         self._leases: Leases | None = None
         if store.path is None:
             beat_seconds = min(BEAT_SECONDS, lease_seconds / 4)
-            self._leases = Leases(store, self._server, self._release, beat_seconds, lease_seconds)
+            self._leases = Leases(store, self._server, self._settle_dead, beat_seconds, lease_seconds)
 
     def reserve(
         self,
@@ -217,24 +212,23 @@ class Ledger:
     ) -> Reservation:
         """Admit a request and reserve the most that it can use, or raise one of the errors of `errors.py`.
 
-        ``step`` is the number of the step in its request. Later steps need an id of their own. They count
-        towards limits of tokens and money, but not as requests.
-
-        ``max_completion_tokens`` is the sum over all answers to the prompt. ``request_id`` is unique for the
-        key. The id of a request that was settled without a bill can be used again.
+        ``max_completion_tokens`` is the sum over all answers to the prompt. ``request_id`` is unique among
+        the key's requests, but the id of a request that was not billed can be used again. ``step`` counts the
+        steps of a request from 1. Later steps need an id of their own, and count towards limits of tokens and
+        money but not as requests.
         """
         self._retry()
         if step > 1:
             endpoint = f"{endpoint}{STEP_MARK}{step}"
         slot = self._counters.take()
-        request = _Open(principal.key_id, request_id, self._server, slot)
+        request = _OpenRequest(principal.key_id, request_id, self._server, slot)
         try:
             with self._store.write() as connection:
                 price = self._admit(
                     connection, request, model, endpoint, prompt_tokens, max_completion_tokens
                 )
                 currency = None if price is FREE else read_currency(connection)
-        except StoreError:  # perhaps the commit succeeded and only its answer was lost
+        except StoreError:  # the commit may have succeeded and only its answer was lost
             with self._lock:
                 self._unsettled.append((request, 0, 0, "failed"))
             raise
@@ -247,9 +241,9 @@ class Ledger:
             slot + PROMPT,
             prompt_tokens,
             price,
-            partial(self._end, request),
+            partial(self._settle_or_keep, request),
             currency,
-            lambda completion_tokens: self._lower(request, completion_tokens),
+            partial(self._shrink, request),
         )
 
     def recover(self) -> int:
@@ -264,40 +258,40 @@ class Ledger:
             count += settled or 0
         if self._store.path is not None:  # all servers on a file are on this machine
             for server in {row.server for row in self._open_rows(sql.true())}:
-                count += self._release(server)
+                count += self._settle_dead(server)
         return count
 
     def _recover_from(self, path: Path, server: str) -> int | None:
-        """Settle the open requests of a dead server from its counters, or return None.
+        """Settle the open requests of a dead server from its counters and return their number.
 
-        None: the server lives, or its file is gone.
+        Returns None if the server is alive or the file is gone.
         """
         with counters_of_dead(path) as words:
             if words is None:
                 return None
             count = 0
             for row in self._open_rows(requests.c.server == server):
-                request = _Open(row.key_id, row.id, server, row.slot)
+                request = _OpenRequest(row.key_id, row.id, server, row.slot)
                 count += self._settle(request, words[row.slot], words[row.slot + PROMPT], "crashed")
             path.unlink(missing_ok=True)
         return count
 
-    def _release(self, server: str) -> int:
+    def _settle_dead(self, server: str) -> int:
         """Settle the open requests of a dead server. Return their number.
 
-        If its counters are not on this machine, they bill nothing.
+        If its counters are not on this machine, the requests are not billed.
         """
         path = self._folder / f"{server}{SUFFIX}"
         if path.exists():
             return self._recover_from(path, server) or 0
         count = 0
         for row in self._open_rows(requests.c.server == server):
-            log.warning("request %s of key %s: its counters are gone, it bills nothing", row.id, row.key_id)
-            count += self._settle(_Open(row.key_id, row.id, row.server, row.slot), 0, 0, "lost")
+            log.warning("request %s of key %s is not billed: its counters are gone", row.id, row.key_id)
+            count += self._settle(_OpenRequest(row.key_id, row.id, row.server, row.slot), 0, 0, "lost")
         return count
 
     def close(self) -> None:
-        """Store what is not stored yet. What cannot be stored now is settled by the next `recover`."""
+        """Settle what is not settled yet. What cannot be settled now is left to the next `recover`."""
         self._retry()
         if self._leases is not None:
             self._leases.close(signs_off=not self._unsettled)
@@ -307,7 +301,7 @@ class Ledger:
     def _admit(
         self,
         connection: sql.Connection,
-        request: _Open,
+        request: _OpenRequest,
         model: str,
         endpoint: str,
         prompt_tokens: int,
@@ -319,16 +313,10 @@ class Ledger:
         if info is None or info.state(now) != "active":
             raise Unauthorized("this key is not valid any more")
         _refuse_duplicate(connection, request)
-        _check_rates(connection, info, tokens, now, is_first_step=STEP_MARK not in endpoint)
+        check_rates(connection, info, tokens, now, is_first_step=STEP_MARK not in endpoint)
         price = price_of(connection, model)
         money = (price or FREE).worst_cost(prompt_tokens, max_completion_tokens)
-        for budget in info.policy.budgets:
-            if budget.unit == "money" and price is None:
-                raise BudgetExceeded(
-                    f"this key has a budget in money, and the model {model!r} has no price; "
-                    "the operator sets it with: herd keys price"
-                )
-            _check_budget(connection, info, budget, tokens if budget.unit == "tokens" else money, now)
+        check_budgets(connection, info, model, price, tokens, money, now)
         day = day_of(now)
         reserved = {"reserved_tokens": tokens, "reserved_money": money}
         row = vars(request) | reserved | {
@@ -340,8 +328,8 @@ class Ledger:
         add_to_day(connection, request.key_id, day, model, reserved)
         return price or FREE
 
-    def _lower(self, request: _Open, completion_tokens: int) -> None:
-        """Reserve only what an open request has used."""
+    def _shrink(self, request: _OpenRequest, completion_tokens: int) -> None:
+        """Reduce the reservation of an open request to what it has used."""
         with self._store.write() as connection:
             connection.execute(LOCK_KEY, {"key_id": request.key_id})
             row = connection.execute(OPEN_REQUEST, vars(request)).first()
@@ -350,16 +338,16 @@ class Ledger:
             price = TokenPrice(**row.price) if row.price else FREE
             tokens = row.prompt_tokens + completion_tokens
             money = price.worst_cost(row.prompt_tokens, completion_tokens)
-            now = {"tokens": tokens, "reserved_tokens": tokens, "reserved_money": money}
-            connection.execute(CHANGE_REQUEST, now | {"at_key": request.key_id, "at_id": request.id})
+            kept = {"tokens": tokens, "reserved_tokens": tokens, "reserved_money": money}
+            connection.execute(CHANGE_REQUEST, kept | {"at_key": request.key_id, "at_id": request.id})
             freed = {
                 "reserved_tokens": tokens - row.reserved_tokens,
                 "reserved_money": money - row.reserved_money,
             }
             add_to_day(connection, request.key_id, row.day, row.model, freed)
 
-    def _end(self, request: _Open, word: int, prompt_tokens: int, status: Status) -> None:
-        """Settle a request of this server, or keep it for later if the store is away."""
+    def _settle_or_keep(self, request: _OpenRequest, word: int, prompt_tokens: int, status: Status) -> None:
+        """Settle a request of this server, or keep it for `_retry` if the store is unavailable."""
         try:
             self._settle(request, word, prompt_tokens, status)
         except StoreError as error:
@@ -370,23 +358,23 @@ class Ledger:
             self._counters.give_back(request.slot)
 
     def _retry(self) -> None:
-        """Settle what could not be settled while the store was away."""
+        """Settle what could not be settled while the store was unavailable."""
         while self._unsettled:
             with self._lock:
                 if not self._unsettled:
                     return
                 request, word, prompt_tokens, status = self._unsettled.pop()
-            self._end(request, word, prompt_tokens, status)
+            self._settle_or_keep(request, word, prompt_tokens, status)
             with self._lock:
-                if self._unsettled and self._unsettled[-1][0] == request:  # the store is still away
+                if self._unsettled and self._unsettled[-1][0] == request:  # the store is still unavailable
                     return
 
-    def _settle(self, request: _Open, word: int, prompt_tokens: int, status: Status) -> bool:
+    def _settle(self, request: _OpenRequest, word: int, prompt_tokens: int, status: Status) -> bool:
         """Replace a reservation by what was used, once. Return whether it was still open."""
         begun, completion, cached = unpack(word)
         with self._store.write() as connection:
-            # Without the key's lock two transactions could add the same row of `days`. SQLite has one at a
-            # time.
+            # Without the key's lock two transactions could insert the same row of `days` (in PostgreSQL:
+            # SQLite runs one write transaction at a time).
             connection.execute(LOCK_KEY, {"key_id": request.key_id})
             row = connection.execute(OPEN_REQUEST, vars(request)).first()
             if row is None:
@@ -418,7 +406,7 @@ def _counter_folder(store: Store) -> Path:
     return data_folder() / "counters"
 
 
-def _refuse_duplicate(connection: sql.Connection, request: _Open) -> None:
+def _refuse_duplicate(connection: sql.Connection, request: _OpenRequest) -> None:
     """Raise `DuplicateRequest` if the id is in use. Forget an earlier request that billed nothing."""
     same = {"key_id": request.key_id, "id": request.id}
     earlier = connection.execute(SAME_ID, same).first()
@@ -429,69 +417,3 @@ def _refuse_duplicate(connection: sql.Connection, request: _Open) -> None:
     if earlier.prompt_tokens:
         raise DuplicateRequest("a request with this id was answered and billed; use a new id")
     connection.execute(FORGET_REQUEST, same)
-
-
-def _check_rates(
-    connection: sql.Connection, info: KeyInfo, tokens: int, now: int, *, is_first_step: bool
-) -> None:
-    """Raise if the key has too many requests open, or too many requests or tokens within the last minute."""
-    policy = info.policy
-    if policy.concurrent is not None and is_first_step:
-        n_open = connection.execute(COUNT_OPEN, {"key_id": info.id}).scalar_one()
-        if n_open >= policy.concurrent:
-            raise TooManyConcurrent(f"this key may have {policy.concurrent} requests open at a time")
-    if policy.requests_per_minute is None and policy.tokens_per_minute is None:
-        return
-    # Requests from the future (the clock was set back) count for a minute at most.
-    window = {"key_id": info.id, "first": now - MINUTE_MS + 1, "last": now + MINUTE_MS}
-    count, used = connection.execute(SUM_RECENT, window).one()
-    limit = policy.requests_per_minute
-    if limit is not None and count >= limit and is_first_step:
-        firsts = connection.execute(RECENT_BY_AGE.where(IS_FIRST_STEP), window).all()
-        last_to_leave = firsts[count - limit]
-        raise RateLimited(
-            f"this key may send {limit} requests per minute", _seconds_left(last_to_leave.created_ms, now)
-        )
-    limit = policy.tokens_per_minute
-    if limit is None or (excess := int(used) + tokens - limit) <= 0:
-        return
-    for row in connection.execute(RECENT_BY_AGE, window):
-        excess -= row.tokens
-        if excess <= 0:
-            raise RateLimited(
-                f"this key may use {limit} tokens per minute", _seconds_left(row.created_ms, now)
-            )
-    raise RateLimited(
-        f"this request may use {tokens} tokens, and the key {limit} per minute: lower max_tokens", None
-    )
-
-
-def _check_budget(
-    connection: sql.Connection, info: KeyInfo, budget: TokenBudget, worst: int, now: int
-) -> None:
-    """Raise `BudgetExceeded` if the worst case is more than what is neither used nor reserved."""
-    used, reserved = spent(connection, info.id, budget.unit, budget.period, now)
-    left = budget.amount - used - reserved
-    if worst <= left:
-        return
-    currency = connection.execute(sql.select(meta.c.currency)).scalar_one() or ""
-
-    def show(amount: int) -> str:
-        return f"{amount} tokens" if budget.unit == "tokens" else f"{format_money(amount)} {currency}".strip()
-
-    open_part = f", {show(reserved)} are reserved by open requests" if reserved else ""
-    raise BudgetExceeded(
-        f"the budget of {show(budget.amount)} per {budget.period} has {show(max(left, 0))} left{open_part}, "
-        f"and this request may use {show(worst)}: lower max_tokens, or wait until {_next_period(budget, now)}"
-    )
-
-
-def _next_period(budget: TokenBudget, now: int) -> str:
-    """Return the time at which a budget starts again."""
-    today = datetime.fromtimestamp(now / 1000, UTC).date()
-    tomorrow, next_month = today + timedelta(days=1), today.replace(day=1) + timedelta(days=32)
-    return f"{tomorrow if budget.period == 'day' else next_month.replace(day=1)} 00:00 UTC"
-
-
-def _seconds_left(created_ms: int, now: int) -> float:
-    return max(created_ms + MINUTE_MS - now, 1) / 1000
