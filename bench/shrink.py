@@ -108,7 +108,7 @@ def vocab_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
     tokens = 4_096 if args.limit else 200_000 if args.tokens is None else args.tokens
     arm = Arm(f"v{SMALL_VOCAB}", shop.config.replace(vocab_size=SMALL_VOCAB))
-    shop.rates(arm.config)
+    shop.speeds(arm.config)
     small = shop.tokenizer_of(SMALL_VOCAB)
     values: dict[str, Value] = {
         "parameters saved": Value(shop.config.n_params - arm.config.n_params, "parameters", bar="≥ 14.1 M",
@@ -185,7 +185,7 @@ def student85_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
     tokens = 4_096 if args.limit else args.tokens or 500_000
     arm = student85_arm(shop)
-    shop.rates(arm.config)
+    shop.speeds(arm.config)
     teacher, start = shop.teacher_quality(shop.config.vocab_size), quality(shop.start(arm))
     record = shop.trained(arm, tokens, on_step)
     trained = quality(record)
@@ -212,7 +212,7 @@ def accuracy_kept(found: Quality, bar: float) -> dict[str, Value]:
 def curve_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
     arm = planned_arm(shop, THREE_QUARTERS)
-    shop.rates(arm.config)
+    shop.speeds(arm.config)
     start = quality(shop.start(arm))
     values = valued("0 tokens", start)
     before = (start.summary()["kl"]["value"]) or 1.0
@@ -237,7 +237,7 @@ def curve_row(args: argparse.Namespace) -> None:
 def rates_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
     arm, tokens = planned_arm(shop, THREE_QUARTERS), 4_096 if args.limit else args.tokens or 50_000
-    shop.rates(arm.config)
+    shop.speeds(arm.config)
     values = valued("untrained", quality(shop.start(arm)))
     for lr in (1e-4, 3e-4, 6e-4, 1e-3):
         found = quality(shop.trained(replace(arm, name=f"{arm.name}-lr{lr:g}", lr=lr), tokens, on_step))
@@ -248,7 +248,7 @@ def rates_row(args: argparse.Namespace) -> None:
 def student75_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
     arm, tokens = planned_arm(shop, THREE_QUARTERS), 4_096 if args.limit else args.tokens or 1_300_000
-    shop.rates(arm.config)
+    shop.speeds(arm.config)
     teacher = shop.teacher_quality(shop.config.vocab_size)
     arms = {
         "pruned + KD": arm,
@@ -280,7 +280,7 @@ PUBLISHED_69M = {"hellaswag": ("acc_norm", 0.261), "piqa": ("acc_norm", 0.548), 
 def student70m_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
     arm, tokens = planned_arm(shop, 70e6), 4_096 if args.limit else args.tokens or 1_300_000
-    shop.rates(arm.config)
+    shop.speeds(arm.config)
     record = shop.trained(arm, tokens, on_step)
     values = valued("untrained", quality(shop.start(arm))) | valued("trained", quality(record))
     out = shop.cells.folder / f"scores-{arm.name}-{tokens}"
@@ -307,7 +307,7 @@ def text_row(args: argparse.Namespace) -> None:
         own = {} if name == "prose" else {"own_text": True}
         shop = workshop(args, f"text-{name}", tokens=tokens, race_tokens=0, **changes, **own)
         arm = student85_arm(shop)
-        shop.rates(arm.config)
+        shop.speeds(arm.config)
         values |= valued(name, quality(shop.trained(arm, tokens, on_step)))
     receipt(args, f"FFN 1,216 after {tokens:,} tokens by text", values)
 
@@ -350,7 +350,7 @@ def sampled_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
     tokens = 4_096 if args.limit else 100_000
     arm = student85_arm(shop)
-    shop.rates(arm.config)
+    shop.speeds(arm.config)
     shop.start(arm)
     folder = shop.targets(arm.config.vocab_size, tokens)
     s, values = shop.settings, {}

@@ -70,7 +70,7 @@ def qad_row(args: argparse.Namespace) -> None:
     values: dict[str, Value] = {}
     for arm, to, recovery in ((student85_arm(shop), "q4", 500_000), (even, "Q3_K_S", 250_000)):
         trained = 4_096 if args.limit else recovery
-        shop.rates(arm.config)
+        shop.speeds(arm.config)
         record = shop.trained(arm, trained, on_step)
         values |= valued(f"{arm.name}, not quantized", quality(record))
         values |= _bits(shop, arm, shop.cells.folder / record["model"], to, trained, tokens)
@@ -160,7 +160,7 @@ def copy_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
     tokens = 4_096 if args.limit else args.tokens or 500_000
     arm = student85_arm(shop)
-    shop.rates(arm.config)
+    shop.speeds(arm.config)
     record = shop.trained(arm, tokens, on_step)
     folders = {
         "pruned": shop.cells.folder / "arms" / arm.name / "start",
@@ -178,7 +178,7 @@ def draft_row(args: argparse.Namespace) -> None:
     """Acceptance of sampled drafts at temperature 1, and the time of greedy answers with and without the draft."""
     shop = workshop(args)
     arm, tokens = student85_arm(shop), 4_096 if args.limit else args.tokens or 500_000
-    shop.rates(arm.config)
+    shop.speeds(arm.config)
     record = shop.trained(arm, tokens, on_step)
     source, folder = shop.cells.folder / record["model"], shop.cells.folder / "arms" / arm.name / "draft-q4"
     if not folder.exists():
@@ -243,7 +243,7 @@ def chat_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
     tokens = 4_096 if args.limit else args.tokens or 1_300_000
     arm = planned_arm(shop, THREE_QUARTERS)
-    shop.rates(arm.config)
+    shop.speeds(arm.config)
     record = shop.trained(arm, tokens, on_step)
     n = 6 if args.limit else 100
     prompts = _questions(shop)[:n]

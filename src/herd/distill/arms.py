@@ -5,9 +5,7 @@ Every step is a cell of the run folder (`cells.py`), so an interrupted run conti
 
 from __future__ import annotations
 
-import io
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
@@ -19,9 +17,8 @@ import yaml
 
 from ..checkpoint import Lineage, ModelSource, checkpoint_hash, load_model, load_trainable, save_model
 from ..checkpoint.weights import common_dtype, read_index
-from ..data.batch import Batch
 from ..data.stream import Stream, first_rows
-from ..data.targets import Targets, TargetsSpec, append_block, read_spec
+from ..data.targets import Targets, TargetsSpec, read_spec
 from ..dtypes import torch_dtype
 from ..errors import CheckpointError
 from ..llama.config import ModelConfig
@@ -29,7 +26,7 @@ from ..llama.model import LlamaLM
 from ..text import Tokenizer
 from ..train import AdamW, train
 from ..train.config import TrainConfig
-from ..train.objectives import batch_loss, lm, sampled_distil
+from ..train.objectives import lm
 from ..train.parallel import device_of_rank
 from ..train.recipe import read_recipe
 from ..train.run import run_recipe
@@ -37,14 +34,14 @@ from .cells import SWEEP, Cells
 from .importance import Importance, best_block, importance, random_importance, uniform_layers
 from .label import draw, label
 from .material import Material
-from .measure import Estimate, Quality, Yardstick, autocast
+from .measure import Estimate, Quality, Yardstick
 from .own_words import write_own_text
 from .prune import check_target, choose, cut
 from .scores import probes, task_scores
+from .speeds import Speeds, probe_labelling, probe_training
 from .vocab import VocabCut, cut_vocabulary, trim_model
 
 SHARD_ROWS = 64
-PROBED_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ class Workshop:
         def work() -> dict[str, Any]:
             model = load_trainable(self.source.path, torch.float32, self.device)
             config = TrainConfig(
-                **self._train_section(s.steps(s.correct_tokens)), save_every=50, seed=s.seed,
+                **s.train_section(s.steps(s.correct_tokens)), save_every=50, seed=s.seed,
                 optimizer=AdamW(lr=min(SWEEP) * s.learning_rate(self.config), weight_decay=0.0),
             )  # fmt: skip
             result = train(model, self.stream(self.config.vocab_size)[0], lm, config, folder)
@@ -137,7 +134,7 @@ class Workshop:
             shutil.rmtree(folder / "state", ignore_errors=True)
             return {"hash": hash_, "tokens": result.tokens, "flops": result.flops, "seconds": result.seconds}
 
-        predicted = self.train_seconds(s.correct_tokens, self.config)
+        predicted = self.speeds(self.config).train_seconds(s.correct_tokens, self.config)
         return self.cells.run("teacher-corrected", predicted, work)
 
     @cached_property
@@ -188,69 +185,21 @@ class Workshop:
 
     # Speed --------------------------------------------------------------------------------------------------
 
-    def rates(self, student: ModelConfig) -> dict[str, float]:
-        """Return the measured FLOP/s of labelling and of training, and the bytes of a token's targets."""
+    def speeds(self, student: ModelConfig) -> Speeds:
+        """Return the speeds on this machine, which the first call of a run measures with ``student``."""
+        s = self.settings
 
         def work() -> dict[str, Any]:
-            s = self.settings
-            spec = self.spec(student.vocab_size, s.batch_size)
-            stream, _ = self.stream(student.vocab_size)
-            batch = stream.batch(0, spec.block_rows)
-            draw(self.teacher, batch, 0, spec, self.cut(student.vocab_size))
-            began = time.perf_counter()
-            block = draw(self.teacher, batch, 0, spec, self.cut(student.vocab_size))
-            labelled = batch.tokens_BT.numel() * self.config.flops_per_token(s.context / 2)
-            label_flops = labelled / (time.perf_counter() - began)
-            nbytes = append_block(io.BytesIO(), spec, 0, block) / batch.tokens_BT.numel()
-            return {"label_flops": label_flops, "bytes_per_token": nbytes} | self._probe_training(student)
+            cut, spec = self.cut(student.vocab_size), self.spec(student.vocab_size, s.batch_size)
+            batch = self.stream(student.vocab_size)[0].batch(0, spec.block_rows)
+            labelling = probe_labelling(
+                self.config, batch, spec, partial(draw, self.teacher, batch, 0, spec, cut)
+            )
+            return labelling | probe_training(student, s, self.compute, self.device)
 
-        return self.cells.run("rates", None, work)
-
-    def _probe_training(self, student: ModelConfig) -> dict[str, float]:
-        """Return the FLOP/s of a step of training a student of random weights."""
-        s = self.settings
-        model = LlamaLM(student).init_weights(0).to(self.device)
-        settings = TrainConfig(**self._train_section(1), optimizer={"lr": 1e-6})  # type: ignore[arg-type]
-        optimizer = settings.optimizer.build(model)
-        tokens = torch.randint(0, student.vocab_size, (s.batch_size, s.context + 1))
-        words = torch.randint(0, student.vocab_size, (s.batch_size, s.context, 16))
-        extras = {
-            "ids": words,
-            "weights": torch.full(words.shape, 1 / 16),
-            "log_p": torch.full(words.shape, -3.0),
-        }
-        batch = Batch(tokens[:, :-1], tokens[:, 1:], extras=extras).to(self.device)
-        seconds = []
-        for _ in range(PROBED_STEPS):
-            began = time.perf_counter()
-            with autocast(model, self.compute):
-                batch_loss(model, sampled_distil(), batch).total.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            seconds.append(time.perf_counter() - began)
-        flops = tokens[:, 1:].numel() * student.flops_per_token(s.context / 2, training=True)
-        return {"train_flops": flops / min(seconds[1:])}
-
-    def label_seconds(self, tokens: int, student: ModelConfig) -> float:
-        """Return the predicted seconds of labelling."""
-        return (
-            tokens
-            * self.config.flops_per_token(self.settings.context / 2)
-            / self.rates(student)["label_flops"]
-        )
-
-    def train_seconds(self, tokens: int, student: ModelConfig) -> float:
-        """Return the predicted seconds of training a student on ``tokens``."""
-        flops = tokens * student.flops_per_token(self.settings.context / 2, training=True)
-        return flops / self.rates(student)["train_flops"]
-
-    def measure_seconds(self, student: ModelConfig, *, first: bool = False) -> float:
-        """Return the predicted seconds of measuring a student, the first time with the teacher's forward."""
-        s = self.settings
-        heads = 2 * 2 * self.config.dim * self.config.vocab_size
-        flops = student.flops_per_token(s.context / 2) + heads
-        flops += self.config.flops_per_token(s.context / 2) if first else 0
-        return s.heldout_tokens * flops / self.rates(student)["label_flops"]
+        record = self.cells.run("rates", None, work)
+        measured = {name: record[name] for name in ("label_flops", "train_flops", "bytes_per_token")}
+        return Speeds(self.config, s, **measured)
 
     # Targets ------------------------------------------------------------------------------------------------
 
@@ -276,7 +225,7 @@ class Workshop:
         wanted = s.steps(tokens) * s.batch_size
         teacher, hash_ = self.labeller
         spec = self.spec(vocab, max(wanted, read_spec(folder).n_rows if folder.exists() else 0), hash_)
-        predicted = self.label_seconds(spec.n_rows * s.context, self.config.replace(vocab_size=vocab))
+        predicted = self.speeds(self.config.replace(vocab_size=vocab)).label_seconds(spec.n_rows * s.context)
 
         def work() -> dict[str, Any]:
             label(teacher, self.stream(vocab)[0], folder, spec, self.cut(vocab), on_rows)
@@ -306,7 +255,8 @@ class Workshop:
                 "n_params": arm.config.n_params,
             }
 
-        return self.cells.run(f"{arm.name}-start", self.measure_seconds(arm.config, first=True), work)
+        predicted = self.speeds(arm.config).measure_seconds(arm.config, first=True)
+        return self.cells.run(f"{arm.name}-start", predicted, work)
 
     def _first_weights(self, arm: Arm) -> LlamaLM:
         vocab, seed = arm.config.vocab_size, self.settings.seed
@@ -364,7 +314,7 @@ class Workshop:
         s = self.settings
         tokens = s.calibration_rows * s.context * (self.config.n_layers - n_drop - 1)
         flops = tokens * self.config.flops_per_token(s.context / 2) * (1 - n_drop / self.config.n_layers)
-        predicted = flops / self.rates(self.config.replace(vocab_size=vocab))["label_flops"]
+        predicted = flops / self.speeds(self.config.replace(vocab_size=vocab)).label_flops
 
         def work() -> dict[str, Any]:
             batches = first_rows(self.stream(vocab)[0], s.calibration_rows, 4)
@@ -428,7 +378,8 @@ class Workshop:
                 "tokens": result.tokens, "flops": result.flops, "seconds": result.seconds,
             }  # fmt: skip
 
-        predicted = self.train_seconds(tokens, arm.config) + self.measure_seconds(arm.config)
+        speeds = self.speeds(arm.config)
+        predicted = speeds.train_seconds(tokens, arm.config) + speeds.measure_seconds(arm.config)
         record = self.cells.run(cell, predicted, work)
         shutil.rmtree(self.cells.folder / "arms" / arm.name / out / "state", ignore_errors=True)
         return record
@@ -471,17 +422,13 @@ class Workshop:
                 "min_lr_ratio": 0.1,
                 "warmup_steps": max(1, s.steps(tokens) // 10),
             },
-            "train": self._train_section(s.steps(tokens)) | {"save_every": 50, "seed": s.seed},
+            "train": s.train_section(s.steps(tokens)) | {"save_every": 50, "seed": s.seed},
             "save_dtype": "fp32",
             "out": str(folder / out),
         }
         path = folder / f"recipe-{out.removeprefix('run-')}.yaml"
         path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
         return path
-
-    def _train_section(self, steps: int) -> dict[str, Any]:
-        s = self.settings
-        return {"steps": steps, "batch_size": s.batch_size, "context": s.context, "dtype": s.dtype}
 
     def teacher_quality(self, vocab: int) -> Quality:
         """Return the teacher's own quality in a vocabulary."""

@@ -84,6 +84,12 @@ class ShrinkSettings(Section):
         """Return the number of updates that read ``tokens`` tokens."""
         return max(1, -(-tokens // self.tokens_per_step))
 
+    def train_section(self, steps: int) -> dict[str, Any]:
+        """Return what the section ``train`` of every recipe of the run has in common."""
+        return {
+            "steps": steps, "batch_size": self.batch_size, "context": self.context, "dtype": self.dtype
+        }  # fmt: skip
+
 
 class Cells:
     """The finished cells of a run folder, and the display of those in work."""

@@ -38,8 +38,7 @@ class Forecast:
 def forecast(run: Shrinker) -> list[Forecast]:
     """Return the steps of a run from the beginning, with seconds and bytes, from measured rates."""
     s, shop, first = run.settings, run.shop, run.shapes[0]
-    shop.rates(first.config)
-    winner = run.arm(first)
+    speeds, winner = shop.speeds(first.config), run.arm(first)
     out = list(_preparations(run))
     sizes = _Sizes(shop, first.config)
     raced = [(run.arm(shape), s.race_tokens) for shape in run.shapes] if run.races else []
@@ -54,13 +53,13 @@ def forecast(run: Shrinker) -> list[Forecast]:
     for arm, tokens in dict.fromkeys([*raced, (winner, s.tokens)]):
         if run.is_teacher(arm):
             tokens = 0
-        measured = shop.measure_seconds(arm.config)
+        measured = speeds.measure_seconds(arm.config)
         seconds, nbytes = 0.0, 0.0
         if arm.name not in started:
             started.add(arm.name)
             seconds, nbytes = measured, sizes.start(arm.config)
         if tokens:
-            seconds += shop.train_seconds(tokens, arm.config) + measured
+            seconds += speeds.train_seconds(tokens, arm.config) + measured
             nbytes += sizes.folder(arm.config, 4)
         if (weights := planned.get(arm.name, "bf16")) not in PLAIN and tokens == s.race_tokens:
             seconds += arm.config.n_params / FITTED_PER_SECOND + measured
@@ -73,24 +72,24 @@ def _preparations(run: Shrinker) -> Iterator[Forecast]:
     """Yield the steps before the first student: measuring and correcting the teacher, targets, importance."""
     s, shop = run.settings, run.shop
     teacher, first = shop.config, run.shapes[0].config
+    speeds = shop.speeds(first)
     vocabularies = dict.fromkeys(
         [teacher.vocab_size, first.vocab_size, *(shape.config.vocab_size for shape in run.shapes)]
     )
     for vocab in vocabularies:
         documents = shop.material.held_out(shop.tokenizer_of(vocab), s.heldout_tokens)
         scored = sum(len(document.ids) - 1 for document in documents)
-        seconds = shop.measure_seconds(teacher)
-        yield Forecast(f"the teacher on held-out text, {vocab:,} words", seconds, 2 * scored * teacher.dim)
+        seconds = speeds.measure_seconds(teacher)
+        yield Forecast(f"the teacher on held-out text, vocabulary {vocab:,}", seconds, 2 * scored * teacher.dim)
     if s.correct_tokens:
-        seconds = shop.train_seconds(s.correct_tokens, teacher)
+        seconds = speeds.train_seconds(s.correct_tokens, teacher)
         yield Forecast("correct the teacher", seconds, shop.compute.itemsize * teacher.n_params)
     tokens = {shape.config.vocab_size: s.race_tokens if run.races else 0 for shape in run.shapes}
     tokens[first.vocab_size] = max(s.tokens, s.qad_tokens, tokens[first.vocab_size])
-    nbytes = shop.rates(first)["bytes_per_token"]
     for vocab, count in tokens.items():
         count = shop.spec(vocab, s.steps(count) * s.batch_size).n_rows * s.context if count else 0
-        seconds = shop.label_seconds(count, first)
-        yield Forecast(f"label {count:,} tokens, vocabulary {vocab:,}", seconds, count * nbytes)
+        seconds, nbytes = speeds.label_seconds(count), count * speeds.bytes_per_token
+        yield Forecast(f"label {count:,} tokens, vocabulary {vocab:,}", seconds, nbytes)
     flops = teacher.flops_per_token(s.context / 2)
     rows, searches = 0, set()
     for config in [shape.config for shape in run.shapes]:
@@ -101,26 +100,27 @@ def _preparations(run: Shrinker) -> Iterator[Forecast]:
             rows = 4 * s.calibration_rows
     for _, dropped in searches:
         rows += s.calibration_rows * (teacher.n_layers - dropped - 1)
-    yield Forecast("importance", rows * s.context * flops / shop.rates(first)["label_flops"])
+    yield Forecast("importance", rows * s.context * flops / speeds.label_flops)
 
 
 def _students(run: Shrinker, winner: Arm, sizes: _Sizes) -> Iterator[Forecast]:
     """Yield what comes after the training of the winner: scores, the export, fewer bits."""
-    s, shop, shape = run.settings, run.shop, run.shapes[0]
+    s, shape = run.settings, run.shapes[0]
+    speeds = run.shop.speeds(winner.config)
     to = s.gguf or shape.weights
     packed = to not in PLAIN
     n_scored = 1 + (2 if s.tokens else 1) * (not run.is_teacher(winner)) + packed
-    seconds = n_scored * shop.label_seconds(2 * PROBE_ROWS * PROBE_CONTEXT, winner.config)
+    seconds = n_scored * speeds.label_seconds(2 * PROBE_ROWS * PROBE_CONTEXT)
     yield Forecast("copying and looking up", seconds)
     yield Forecast("write the student", 0.0, sizes.folder(winner.config, 2))
     if not packed:
         return
     nbytes = sizes.packed(winner.config, to)
-    measured = shop.measure_seconds(winner.config)
+    measured = speeds.measure_seconds(winner.config)
     fitting = winner.config.n_params / FITTED_PER_SECOND
     yield Forecast(f"round to {to}", fitting + measured, 2 * nbytes)  # with the copy that is the result
     if s.qad_tokens:
-        seconds = fitting + shop.train_seconds(s.qad_tokens, winner.config) + measured
+        seconds = fitting + speeds.train_seconds(s.qad_tokens, winner.config) + measured
         yield Forecast(f"distil in {to} on {s.qad_tokens:,} tokens", seconds, nbytes)
 
 

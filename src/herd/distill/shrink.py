@@ -133,7 +133,7 @@ class Shrinker:
     def run(self) -> Shrunk:
         """Run all cells that are not finished, write the student and the ledger, and return them."""
         shop, s = self.shop, self.settings
-        shop.rates(self.shapes[0].config)
+        shop.speeds(self.shapes[0].config)
         steps = [self._teacher_step()]
         self.sweep()
         shape, raced = self.race() if self.races else (self.shapes[0], [])
