@@ -57,7 +57,7 @@ _NUMBERS = (
         "as downloaded, decode at 128: ratio",
     ),
     (
-        "the same, until `herd chat` writes: more than `import torch`",
+        "the same: time until `herd chat` answers, beyond `import torch`",
         "smollm2-start",
         "more than import torch",
     ),
@@ -77,9 +77,17 @@ _NUMBERS = (
         "train-throughput",
         "pace_vs_eager",
     ),
-    ("the same: peak memory relative to transformers", "train-throughput", "peak_vs_eager"),
-    ("a family of 1 M parameters, 3 seeds: right English tool calls and answers", "family", "tools_en"),
-    ("logits: largest difference from transformers, fp32 (missed)", "parity-logits", "largest difference"),
+    ("the same training step: peak memory relative to transformers", "train-throughput", "peak_vs_eager"),
+    (
+        "models of 1 M parameters, 3 seeds: English tool calls and answers that are right",
+        "family",
+        "tools_en",
+    ),
+    (
+        "largest difference of logits from transformers, fp32 (misses the bar)",
+        "parity-logits",
+        "largest difference",
+    ),
 )
 """What the README shows: a description, a receipt and one of its values."""
 
@@ -326,4 +334,7 @@ def _with_interval(value: Value | None, decimals: int | None) -> str:
 
 
 def _bar(value: Value) -> str:
+    """Format a bar in the unit in which its value is shown."""
+    if is_share(value.unit) and (found := re.fullmatch(r"([≤≥]) ([\d.]+)", str(value.bar))):
+        return f"{found[1]} {100 * float(found[2]):g} %"
     return str(value.bar).replace("|", "\\|")

@@ -70,6 +70,7 @@ def test_checks_show_bars_and_verdicts(tmp_path):
     values = {
         "speed": Value(1.31, "1", lo=1.28, hi=1.33, bar="≥ 1.15", passed=True),
         "memory": Value(0.95, "1", bar="≤ 0.9", passed=False),
+        "share": Value(0.735, "fraction", bar="≥ 0.7", passed=True),
         "unjudged": Value(3, "s"),
     }
     write_receipt(tmp_path / "pace.json", what="training", values=values, command="true")
@@ -77,6 +78,7 @@ def test_checks_show_bars_and_verdicts(tmp_path):
     assert "| **training** ([receipt](bench/receipts/pace.json)) |  |  |  |" in table
     assert "| speed | 1.31 (1.28 – 1.33) | ≥ 1.15 | ✓ |" in table
     assert "| memory | 0.950 | ≤ 0.9 | **✗** |" in table
+    assert "| share | 73.5\xa0% | ≥ 70 % | ✓ |" in table
     assert "unjudged" not in table
 
 
