@@ -333,7 +333,7 @@ def race_row(args: argparse.Namespace) -> None:
             )  # fmt: skip
     arms = [step for step in steps if not step.control]
     measured = [sum(step.quality.bits) / sum(step.quality.n_bytes) for step in arms]
-    predicted = [shape.harm for shape in run.shapes]
+    predicted = [shape.loss_increase for shape in run.shapes]
     values["rank correlation of prediction and measurement"] = Value(
         rank_correlation(predicted, measured), "1"
     )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from herd.distill.shapes import HARM, LEAST, Budget, plan_shapes, predicted_harm, resident_nbytes
+from herd.distill.shapes import (
+    AXIS_COSTS,
+    MIN_KEPT,
+    Budget,
+    plan_shapes,
+    predicted_loss_increase,
+    resident_nbytes,
+)
 from herd.errors import PlanError
 from herd.llama import SIZES, ModelConfig
 from herd.plan.ways import GGUF_FORMATS
@@ -47,17 +54,18 @@ def test_other_budgets_are_refused_with_an_example(text):
 def test_shapes_fit_and_are_maximal(teacher, millions):
     limit = millions / 134.5 * teacher.n_params
     shapes = plan_shapes(teacher, Budget("params", limit), [teacher.vocab_size, teacher.vocab_size // 2], 20)
-    assert [shape.harm for shape in shapes] == sorted(shape.harm for shape in shapes)
+    assert [shape.loss_increase for shape in shapes] == sorted(shape.loss_increase for shape in shapes)
     for shape in shapes:
         c = shape.config
         assert c.n_params <= limit
         assert (c.n_kv_heads, c.head_dim) == (teacher.n_kv_heads, teacher.head_dim)
-        assert c.n_layers >= LEAST["n_layers"] * teacher.n_layers
+        assert c.n_layers >= MIN_KEPT["n_layers"] * teacher.n_layers
         if c.ffn_dim < teacher.ffn_dim:
             step = 64 if teacher is SMOL else 256
             assert c.replace(ffn_dim=c.ffn_dim + step).n_params > limit
     axes = [
-        (*(getattr(s.config, n) != getattr(teacher, n) for n in HARM), s.config.vocab_size) for s in shapes
+        (*(getattr(s.config, n) != getattr(teacher, n) for n in AXIS_COSTS), s.config.vocab_size)
+        for s in shapes
     ]
     assert len(set(axes)) == len(axes)
 
@@ -85,9 +93,9 @@ def test_speed_asks_the_machine():
 
 
 def test_harm_grows_with_every_axis_and_is_zero_for_the_teacher():
-    assert predicted_harm(SMOL, SMOL) == 0
+    assert predicted_loss_increase(SMOL, SMOL) == 0
     for name, smaller in (("n_layers", 25), ("ffn_dim", 1024), ("vocab_size", 24_576)):
-        assert predicted_harm(SMOL, SMOL.replace(**{name: smaller})) > 0
+        assert predicted_loss_increase(SMOL, SMOL.replace(**{name: smaller})) > 0
 
 
 def test_an_impossible_budget_is_refused():

@@ -310,13 +310,11 @@ def _steps() -> Callable[[dict[str, Any]], None]:
 def _print_shapes(shrinker: Shrinker) -> None:
     teacher = shrinker.shop.config
     rows = [
-        (shape.label(teacher), f"{shape.config.n_params:,}",
-         f"{shape.config.n_params / teacher.n_params:.0%}", shape.weights, shape.kv, f"{shape.harm:.3f}")
-        for shape in shrinker.shapes
+        (s.label(teacher), f"{s.config.n_params:,}", f"{s.config.n_params / teacher.n_params:.0%}", s.weights,
+         s.kv, f"{s.loss_increase:.3f}")
+        for s in shrinker.shapes
     ]  # fmt: skip
-    print_table(
-        ("student", "parameters", "of teacher", "weights", "cache", "expected loss, nats/token"), rows
-    )
+    print_table(("student", "parameters", "of teacher", "weights", "cache", "added loss, nats/token"), rows)
 
 
 def _print_forecast(shrinker: Shrinker, as_json: bool) -> None:
@@ -327,7 +325,7 @@ def _print_forecast(shrinker: Shrinker, as_json: bool) -> None:
     seconds, total = sum(cell.seconds for cell in cells), sum(cell.nbytes for cell in cells)
     if as_json:
         shapes = [
-            {"name": s.label(shrinker.shop.config), "n_params": s.config.n_params, "harm": s.harm}
+            {"name": s.label(shrinker.shop.config), "n_params": s.config.n_params, "harm": s.loss_increase}
             for s in shrinker.shapes
         ]
         print_json(

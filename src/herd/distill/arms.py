@@ -49,7 +49,7 @@ class Arm:
     """A student of the race: its shape, and how its first weights are made.
 
     ``start`` is "pruned", or a control: "random mask", "uniform depth" or "scratch" (random weights).
-    ``distilled`` False: it is trained on the text alone. ``lr`` None: the run's learning rate.
+    Unless ``distilled``, it is trained on the text alone. ``lr`` defaults to the run's learning rate.
     """
 
     name: str

@@ -80,7 +80,8 @@ def _preparations(run: Shrinker) -> Iterator[Forecast]:
         documents = shop.material.held_out(shop.tokenizer_of(vocab), s.heldout_tokens)
         scored = sum(len(document.ids) - 1 for document in documents)
         seconds = speeds.measure_seconds(teacher)
-        yield Forecast(f"the teacher on held-out text, vocabulary {vocab:,}", seconds, 2 * scored * teacher.dim)
+        name = f"the teacher on held-out text, vocabulary {vocab:,}"
+        yield Forecast(name, seconds, 2 * scored * teacher.dim)
     if s.correct_tokens:
         seconds = speeds.train_seconds(s.correct_tokens, teacher)
         yield Forecast("correct the teacher", seconds, shop.compute.itemsize * teacher.n_params)

@@ -85,7 +85,7 @@ def difference(a: Quality, b: Quality) -> Estimate:
 class Yardstick:
     """A teacher's predictions of held-out text in one vocabulary, to measure students with.
 
-    ``documents`` are in that vocabulary. ``cut`` None: it is the teacher's own. ``compute`` is the dtype of
+    ``documents`` are in that vocabulary. Without ``cut`` it is the teacher's own. ``compute`` is the dtype of
     the matmuls of students and teacher. ``folder`` keeps the teacher's hidden states of these documents.
     ``on_batch`` is called with the number of batches that a model has read, and of all.
     """

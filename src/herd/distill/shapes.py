@@ -1,13 +1,13 @@
-"""Plan the shapes that a student may have: all that meet a budget, and the most promising of every kind.
+"""Plan the shapes that a student may have within a budget.
 
-A shape is a smaller `ModelConfig`: fewer layers, FFN neurons, channels, query heads per KV group, and tokens
-of the vocabulary. KV heads and the head dim stay. Which shape is best is only known after a short recovery
-(rankings of untrained students change within a few hundred steps, Minitron, arXiv 2407.14679).
-`predicted_harm` decides which ones are worth that race. It adds a cost of every axis, from published
-recoveries.
+A shape is a smaller `ModelConfig`: fewer layers, FFN neurons, channels, query heads per KV group, or tokens
+of the vocabulary (the "axes"). KV heads and the head dim stay. Which shape is best is only known after some
+training (rankings of untrained students change within a few hundred steps, Minitron, arXiv 2407.14679). So
+those with the lowest `predicted_loss_increase`, one for each set of axes, are trained for a short time and
+compared (the race, `shrink.py`).
 
-A budget of memory counts the KV cache of a full context. For a small model that is more than the weights, so
-the formats of weights and cache are part of the plan.
+A budget of memory includes the KV cache of a full context. In a small model the cache is larger than the
+weights, so the formats of weights and cache are part of the plan.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ from ..llama.config import ModelConfig
 from ..plan.quantity import CONTEXT, COUNT, Quantity
 from ..plan.ways import GGUF_FORMATS, Target, WeightFormat
 
-HARM = {"n_layers": 0.55, "ffn_dim": 0.3, "n_heads": 0.35, "dim": 0.8, "vocab_size": 0.03}
-"""Nats that a small fraction x of an axis costs after recovery, divided by x.
+AXIS_COSTS = {"n_layers": 0.55, "ffn_dim": 0.3, "n_heads": 0.35, "dim": 0.8, "vocab_size": 0.03}
+"""c where removing a small fraction x of an axis costs c · x nats per token, after the student was trained.
 
-Depth: TinyLlama without 2 and 3 of 22 layers has 1.058 and 1.081 times the perplexity, GPT-2 without 2 of 12
-1.09 times. Widths in the order of Minitron: FFN bears more than heads, and heads more than channels. The
-vocabulary costs little, because what is lost is only the length of the text.
+Layers: the perplexity of TinyLlama grows by a factor of 1.058 without 2 of its 22 layers and of 1.081 without
+3, that of GPT-2 by 1.09 without 2 of 12. The widths follow Minitron's order: removing FFN neurons costs less
+than heads, and heads less than channels. Removing tokens of the vocabulary costs little: texts only become
+longer.
 """
-LEAST = {"n_layers": 0.5, "ffn_dim": 0.4, "dim": 0.6}
-"""Smallest fraction of an axis that is planned: beyond it, students recover better in two steps."""
+MIN_KEPT = {"n_layers": 0.5, "ffn_dim": 0.4, "dim": 0.6}
+"""Smallest fraction of an axis that is kept. Below it, shrinking in two steps gives better students."""
 CACHE_LOSS = {"bf16": 0.0, "int8": 0.002}
-"""KL divergence in nats of rounding keys and values, for the comparison of plans."""
-UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+"""KL divergence in nats from rounding keys and values."""
+BYTE_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Budget:
             raise PlanError(f"--to {text!r}: write params=95M, memory=150MB,context=8k or speed=20tok/s")
         kind, option = known[0], f"--to {known[0]}="
         value = fields[kind].removesuffix("tok/s") if kind == "speed" else fields[kind]
-        suffixes = {"params": COUNT, "memory": UNITS, "speed": {"": 1}}[kind]
+        suffixes = {"params": COUNT, "memory": BYTE_UNITS, "speed": {"": 1}}[kind]
         example = {"params": "95M", "memory": "150MB", "speed": "20tok/s"}[kind]
         limit = Quantity(1e-3, 1e18, suffixes, example).parse(value, option)
         context = max_context
@@ -71,12 +72,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Shape:
-    """A student: its configuration, the formats it will run in, and the predicted loss in nats per token."""
+    """A student: its configuration, the formats it will run in, and how much higher its loss will be."""
 
     config: ModelConfig
     weights: str
     kv: str
-    harm: float
+    loss_increase: float
 
     def label(self, teacher: ModelConfig) -> str:
         """Return a short name of what is smaller than in the teacher."""
@@ -86,10 +87,10 @@ class Shape:
         return "-".join(changed) or "teacher"
 
 
-def predicted_harm(teacher: ModelConfig, student: ModelConfig) -> float:
-    """Return the predicted loss of a shape after recovery, in nats per token: the sum of c · x / (1 - x)."""
+def predicted_loss_increase(teacher: ModelConfig, student: ModelConfig) -> float:
+    """Return the loss that a trained student adds, in nats per token: the sum of c · x / (1 - x)."""
     total = 0.0
-    for name, cost in HARM.items():
+    for name, cost in AXIS_COSTS.items():
         removed = 1 - getattr(student, name) / getattr(teacher, name)
         total += cost * removed / (1 - removed)
     return total
@@ -103,24 +104,25 @@ def resident_nbytes(config: ModelConfig, weights: WeightFormat, kv: str, context
 def plan_shapes(
     teacher: ModelConfig, budget: Budget, vocab_sizes: Sequence[int], count: int, target: Target | None = None
 ) -> list[Shape]:
-    """Return the ``count`` most promising shapes within a budget, at most one that changes the same axes.
+    """Return the ``count`` most promising shapes within a budget: at most one for each set of changed axes.
 
-    ``vocab_sizes`` are those allowed, the teacher's own among them if the vocabulary may stay whole.
-    ``target`` is the machine for a budget of speed. Raises `PlanError` if no shape fits.
+    Vocabularies of different sizes count as different. ``vocab_sizes`` are those allowed, the teacher's own
+    among them if the vocabulary may stay whole. ``target`` is the machine for a budget of speed. Raises
+    `PlanError` if no shape fits.
     """
     best: dict[tuple[object, ...], Shape] = {}
     for shape in _fitting(teacher, budget, vocab_sizes, target):
-        axes = tuple(name for name in HARM if getattr(shape.config, name) != getattr(teacher, name))
+        axes = tuple(name for name in AXIS_COSTS if getattr(shape.config, name) != getattr(teacher, name))
         key = (axes, shape.config.vocab_size)
-        if key not in best or shape.harm < best[key].harm:
+        if key not in best or shape.loss_increase < best[key].loss_increase:
             best[key] = shape
     if not best:
         raise PlanError(
-            f"no student of {teacher.n_params:,} parameters meets {budget.kind}={budget.limit:,.4g}; at "
-            f"least {LEAST['n_layers']:.0%} of the layers and {LEAST['ffn_dim']:.0%} of the FFN are kept: "
-            "ask for more, or shrink twice"
+            f"no student of {teacher.n_params:,} parameters meets {budget.kind}={budget.limit:,.4g}: at "
+            f"least {MIN_KEPT['n_layers']:.0%} of the layers, {MIN_KEPT['ffn_dim']:.0%} of the FFN and "
+            f"{MIN_KEPT['dim']:.0%} of the width are kept. Raise the budget, or shrink twice"
         )
-    return sorted(best.values(), key=lambda shape: shape.harm)[:count]
+    return sorted(best.values(), key=lambda shape: shape.loss_increase)[:count]
 
 
 def _fitting(
@@ -129,37 +131,37 @@ def _fitting(
     """Yield the shape with the largest FFN within the budget for every combination of the other axes."""
     formats: Iterable[tuple[WeightFormat, str]] = [(GGUF_FORMATS[0], "bf16")]
     if budget.kind == "memory":
-        formats = [(found, kv) for found in GGUF_FORMATS for kv in CACHE_LOSS]
+        formats = [(weights, kv) for weights in GGUF_FORMATS for kv in CACHE_LOSS]
     if budget.kind == "speed":
         assert target is not None
-        formats = [(found, "bf16") for found in target.formats]
+        formats = [(weights, "bf16") for weights in target.formats]
 
-    def fits(config: ModelConfig, found: WeightFormat, kv: str) -> bool:
+    def fits(config: ModelConfig, weights: WeightFormat, kv: str) -> bool:
         if budget.kind == "params":
             return config.n_params <= budget.limit
         if budget.kind == "memory":
             try:
-                return resident_nbytes(config, found, kv, budget.context) <= budget.limit
-            except QuantError:  # the format's blocks do not divide the rows
+                return resident_nbytes(config, weights, kv, budget.context) <= budget.limit
+            except QuantError:  # the rows are not a multiple of the format's block
                 return False
         assert target is not None
-        return 1 / target.decode(config, found, kv, budget.context) >= budget.limit
+        return 1 / target.decode(config, weights, kv, budget.context) >= budget.limit
 
-    for found, kv in formats:
-        for narrower in _narrower(teacher, vocab_sizes, packed=found.packed):
-            sized = [narrower.replace(ffn_dim=size) for size in _ffn_sizes(teacher)]
-            config = _first(sized, partial(fits, found=found, kv=kv))
+    for weights, kv in formats:
+        for smaller in _smaller(teacher, vocab_sizes, packed=weights.packed):
+            sized = [smaller.replace(ffn_dim=size) for size in _ffn_sizes(teacher)]
+            config = _first_that_fits(sized, partial(fits, weights=weights, kv=kv))
             if config is not None:
-                yield Shape(
-                    config, found.name, kv, predicted_harm(teacher, config) + found.loss + CACHE_LOSS[kv]
-                )
+                added = predicted_loss_increase(teacher, config) + weights.loss + CACHE_LOSS[kv]
+                yield Shape(config, weights.name, kv, added)
 
 
-def _narrower(teacher: ModelConfig, vocab_sizes: Sequence[int], *, packed: bool) -> Iterator[ModelConfig]:
+def _smaller(teacher: ModelConfig, vocab_sizes: Sequence[int], *, packed: bool) -> Iterator[ModelConfig]:
+    """Yield the teacher's shape with every allowed vocabulary, depth, number of heads and width."""
     group = teacher.n_heads // teacher.n_kv_heads
     for vocab in vocab_sizes:
         for layers in range(
-            teacher.n_layers, max(2, math.ceil(LEAST["n_layers"] * teacher.n_layers)) - 1, -1
+            teacher.n_layers, max(2, math.ceil(MIN_KEPT["n_layers"] * teacher.n_layers)) - 1, -1
         ):
             for per_group in range(group, max(1, math.ceil(group / 2)) - 1, -1):
                 for dim in _dims(teacher):
@@ -178,7 +180,7 @@ def _dims(teacher: ModelConfig) -> Iterator[int]:
     yield teacher.dim
     step = 32 if teacher.dim <= 2048 else 256
     for dim in range(teacher.dim // step * step, 0, -step):
-        if LEAST["dim"] * teacher.dim <= dim < teacher.dim:
+        if MIN_KEPT["dim"] * teacher.dim <= dim < teacher.dim:
             yield dim
 
 
@@ -186,11 +188,13 @@ def _ffn_sizes(teacher: ModelConfig) -> list[int]:
     """Return the teacher's FFN size and smaller ones, descending."""
     step = 64 if teacher.ffn_dim <= 4096 else 256
     smaller = range((teacher.ffn_dim - 1) // step * step, 0, -step)
-    return [teacher.ffn_dim, *(size for size in smaller if size >= LEAST["ffn_dim"] * teacher.ffn_dim)]
+    return [teacher.ffn_dim, *(size for size in smaller if size >= MIN_KEPT["ffn_dim"] * teacher.ffn_dim)]
 
 
-def _first(configs: Sequence[ModelConfig], fits: Callable[[ModelConfig], bool]) -> ModelConfig | None:
-    """Return the first of configurations of descending size that fits, by bisection. None: none fits."""
+def _first_that_fits(
+    configs: Sequence[ModelConfig], fits: Callable[[ModelConfig], bool]
+) -> ModelConfig | None:
+    """Return the first configuration that fits, or None, by bisection. Sizes are in descending order."""
     low, high = 0, len(configs)
     while low < high:
         middle = (low + high) // 2

@@ -35,7 +35,7 @@ from .cells import SWEEP, Cells, ShrinkSettings
 from .ledger import LedgerStep, write_ledger
 from .measure import Estimate, Quality
 from .scores import open_data
-from .shapes import Budget, Shape, plan_shapes, predicted_harm, resident_nbytes
+from .shapes import Budget, Shape, plan_shapes, predicted_loss_increase, resident_nbytes
 
 EXPORTED_KL = 0.005
 """Largest KL, in nats per token, of the exported folder (rounded to bf16) from the trained model."""
@@ -83,7 +83,7 @@ class Shrinker:
         formats = [s.gguf or shape.weights for shape in shapes]
         for shape, name in zip(shapes, formats, strict=True):
             if name not in PLAIN:
-                # raises for an unknown format, and for rows that do not divide
+                # raises for an unknown format, and for rows with an incomplete block
                 named_scheme(name, shape.config).plan(shape.config)
         if s.qad_tokens and set(formats) <= set(PLAIN):
             raise ConfigError(
@@ -99,7 +99,7 @@ class Shrinker:
             if len(sizes) != 1 or sizes[0] >= teacher.vocab_size:
                 raise ConfigError("give --to BUDGET, or one --vocab smaller than the teacher's vocabulary")
             config = teacher.replace(vocab_size=sizes[0])
-            return [Shape(config, "bf16", "bf16", predicted_harm(teacher, config))]
+            return [Shape(config, "bf16", "bf16", predicted_loss_increase(teacher, config))]
         return plan_shapes(teacher, Budget.parse(s.to, teacher.max_context), sizes, s.arms, target)
 
     def arm(self, shape: Shape) -> Arm:
@@ -188,7 +188,7 @@ class Shrinker:
             step.control = True
             steps.append(step)
             steps[best].better_than[step.name] = step.quality
-        predicted = [shape.harm for shape in self.shapes]
+        predicted = [shape.loss_increase for shape in self.shapes]
         if len(predicted) > 2:
             found = rank_correlation(predicted, measured)
             self.say(f"rank correlation of the predicted with the measured order: {found:.2f}")

@@ -40,7 +40,7 @@ class WholeRows:
 def read_whole(batch: Batch, cut: VocabCut | None) -> WholeRows:
     """Return the rows of ``batch``, which are in the student's tokens, as the teacher reads them.
 
-    ``cut`` None: student and teacher have the same vocabulary.
+    Without ``cut``, student and teacher have the same vocabulary.
     """
     B, T = batch.tokens_BT.shape
     source_BT = torch.arange(T).expand(B, T).clone()
