@@ -1,7 +1,7 @@
 """Make the tables of the report page as plain data: rows, cells, intervals. The template sets their look.
 
-Any part of the run may be missing. A function then returns None, or a table with cells that say "not
-measured" (scores) or "–" (costs and gates).
+If a part of the run is missing, a function returns None, or a table whose cells say "not measured" (scores)
+or "–" (costs and gates).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 
 
 def metric(name: str) -> Metric:
-    """Return the title and format of the score ``name``."""
+    """Return the title and format of the score ``name``. Of an unknown score, higher values are better."""
     return METRICS.get(name) or Metric(name, name.replace("_", " "), "higher")
 
 
@@ -73,7 +73,7 @@ def interval(estimate: Estimate, unit: str, decimals: int | None = None) -> str:
 
 
 def cell(estimate: Estimate | None, unit: str, decimals: int | None = None) -> Cell:
-    """Return the cell of an estimate. None: a cell that says "not measured"."""
+    """Return the cell of an estimate, or one that says "not measured" if there is none."""
     if estimate is None:
         return MISSING
     return Cell(format_value(estimate.value, unit, decimals), interval(estimate, unit, decimals))
@@ -91,10 +91,10 @@ def scores_table(run: Run) -> Table | None:
     rows: list[TableRow] = []
     for model in run.models:
         cells = []
-        for name, part, _, unit in columns:
+        for name, length, _, unit in columns:
             found, score = None, run.score(model, name)
             if score:
-                found = score.detail.get("by_length", {}).get(part) if part else score.estimate
+                found = score.detail.get("by_length", {}).get(length) if length else score.estimate
             cells.append(cell(found, unit, metric(name).decimals))
         rows.append((model, tone(model), cells))
     return Table([("model", ""), *header], rows)
@@ -108,10 +108,10 @@ def _columns(run: Run) -> list[tuple[str, str, str, str]]:
         present, key=lambda name: list(METRICS).index(name) if name in METRICS else len(METRICS)
     ):
         scores = [score for score in run.scores if score.name == name]
-        lengths = {part for score in scores for part in score.detail.get("by_length", {})}
-        for part in sorted(lengths, key=lambda part: int(part) if part.isdigit() else 0) or [""]:
-            title = f"{metric(name).title} at {int(part):,}" if part.isdigit() else metric(name).title
-            columns.append((name, part, title, scores[0].unit))
+        lengths = {length for score in scores for length in score.detail.get("by_length", {})}
+        for length in sorted(lengths, key=lambda length: int(length) if length.isdigit() else 0) or [""]:
+            title = f"{metric(name).title} at {int(length):,}" if length.isdigit() else metric(name).title
+            columns.append((name, length, title, scores[0].unit))
     return columns
 
 
@@ -119,13 +119,13 @@ def differences_table(run: Run) -> Table | None:
     """Return the paired comparisons between models."""
     rows: list[TableRow] = []
     for score in run.scores:
-        kind, _, rival = score.name.partition("_vs_")
+        name, _, rival = score.name.partition("_vs_")
         if not rival:
             continue
-        shown = cell(score.estimate, score.unit, metric(kind).decimals)
+        shown = cell(score.estimate, score.unit, metric(name).decimals)
         sign = "+" if score.estimate.value > 0 else ""
         n = "" if score.estimate.n is None else f"{score.estimate.n:,}"
-        title, unit = Cell(metric(kind).title, kind="text"), Cell(unit_name(score.unit), kind="text")
+        title, unit = Cell(metric(name).title, kind="text"), Cell(unit_name(score.unit), kind="text")
         cells = [title, Cell(sign + shown.text, shown.sub), unit, Cell(n)]
         rows.append((f"{score.model} − {rival}", tone(score.model), cells))
     header = [("difference", ""), ("of", ""), ("value", "95 % interval"), ("unit", ""), ("items", "")]
@@ -175,9 +175,9 @@ def tool_table(run: Run, part: str, title: str = "language") -> Table | None:
 
 
 def cost_table(run: Run) -> Table | None:
-    """Return the cost of each stage, measured and predicted.
+    """Return the cost of each stage, measured and predicted, and a row of totals.
 
-    The last row has sums, but the largest peak memory, and the ratio of the stages with both times.
+    The total of peak memory is the largest one. The total ratio is of the stages that have both times.
     """
     if not run.stages:
         return None
@@ -234,7 +234,7 @@ def gates_table(run: Run) -> Table | None:
 def _gate_numbers(gate: Gate) -> list[Cell]:
     """Return the cells of a gate's value, bar and unit, with "–" for a missing value or bar."""
     unit = gate.unit
-    if units.is_share(unit) and isinstance(gate.bar, str):  # a bar in words keeps its own scale
+    if units.is_share(unit) and isinstance(gate.bar, str):  # next to a bar in words no value is in %
         unit = ""
 
     def text(value: object) -> str:

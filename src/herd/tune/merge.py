@@ -2,15 +2,16 @@
 
 Training measures base + adapter in full precision. What people run is a merged model in fewer bits, whose
 rounding may be larger than the whole update (a hundred steps at a small learning rate change no 4-bit code).
-So the merged file is read again and compared with base + adapter on held-out examples of the tuning data:
+So the merged file is loaded and compared with base + adapter on held-out examples of the tuning data:
 
 - the loss of the base, of base + adapter, and of the merged file on the answers
-- the KL divergence of the merged file from base + adapter, compared with the divergence that the same
+- the KL divergence of the merged file from base + adapter, and for comparison the divergence that the same
   rounding causes in the *untuned* base
 - the *fraction that survived*: 1 - KL(tuned || merged) / KL(tuned || base). At 0 the file is as far from the
-  tuned model as the untuned base is. Below `LEAST` the merge is refused.
+  tuned model as the untuned base is. Below `MIN_SURVIVED` the merge is refused.
 
-Packed weights are multiplied without rounding activations here, so that only the weights are judged.
+The fast kernels for packed weights also round activations. Here they do not, so that only the rounding of the
+weights is measured.
 """
 
 from __future__ import annotations
@@ -51,16 +52,19 @@ from ..train.sources.base import padding
 from ..train.sources.tuning import TuningData
 from .repair import repaired_rows
 
-LEAST = 0.5
+MIN_SURVIVED = 0.5
 """Smallest fraction of the update that must survive rounding."""
 MAX_TOKENS = 20_000
-"""Tokens of held-out examples that models are compared on."""
+"""Most tokens of held-out examples that models are compared on."""
 CALIBRATION_TOKENS = 16_384
+"""Tokens of the tuning data that GPTQ fits the weights to."""
 REPAIR_TOKENS = 100_000
-"""Default of the tokens that a repair trains on."""
+"""Tokens that a repair trains on by default."""
 CONTEXT = 1024
 _Weights = Callable[[str], Tensor]
+"""Returns a parameter by its name."""
 _Rows = Callable[[str], Iterable[Tensor]]
+"""Returns the blocks of a packed parameter by its name, some rows at a time."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,8 @@ class MergeReport:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """The held-out examples that models are compared on: documents, and packed answers if there are any."""
+class HeldOutExamples:
+    """The examples that models are compared on. ``rows`` has them as dialogs, if they are, and not text."""
 
     documents: list[HeldOut]
     rows: DialogStream | None
@@ -96,7 +100,7 @@ class Judge:
     """Token ids of up to `REPAIR_TOKENS` tokens of examples that are not held out, for GPTQ and repairs."""
 
     def loss(self, model: LlamaLM) -> float | None:
-        """Return the loss on the answers, or None without dialogs."""
+        """Return the loss on the answers, or None if the examples are not dialogs."""
         if self.rows is None:
             return None
         return heldout_loss(model, [self.rows.batch(row, 1) for row in range(self.rows.n_rows)])
@@ -116,32 +120,30 @@ def merge_adapter(
     gptq: bool = False,
     repair: int = 0,
     force: bool = False,
-    least: float = LEAST,
+    least: float = MIN_SURVIVED,
     on_step: Callable[[dict[str, Any]], None] | None = None,
 ) -> MergeReport:
     """Merge an adapter into its base, write it as ``to`` (fp32, bf16 or a packed format), and measure it.
 
     ``examples`` are files to measure on (default: the held-out part of the tuning data). ``gptq`` fits packed
-    weights to the trained part of the tuning data. ``repair`` is the number of its tokens that packed weights
-    are trained on (`repair.py`), and ``on_step`` receives the record of each step. If less than ``least`` of
-    the update survives, nothing is written unless ``force``.
+    weights to the part of the tuning data that was trained on. With ``repair``, they are trained on that
+    number of its tokens (`repair.py`), and ``on_step`` receives the record of each step. If less than
+    ``least`` of the update survives, nothing is written unless ``force``.
     """
     source = ModelSource(folder)
     if source.adapter is None:
-        raise CheckpointError(f"{folder}: is not an adapter; give a folder of herd tune, e.g. RUN/adapter")
+        raise CheckpointError(f"{folder}: is not an adapter; give one that herd tune wrote, e.g. RUN/adapter")
     tokenizer = source.tokenizer
     if tokenizer is None:
         raise CheckpointError(
             f"{folder}: measuring needs a tokenizer, and the adapter and its base have none"
         )
-    plan = _plan(to, source.config)
-    if isinstance(plan, torch.dtype) and (gptq or repair):
-        raise QuantError(
-            f"--to {to}: only packed formats are fitted or repaired; leave out --gptq and --repair"
-        )
+    storage = _storage(to, source.config)
+    if isinstance(storage, torch.dtype) and (gptq or repair):
+        raise QuantError(f"--to {to}: --gptq and --repair are for packed formats only; leave them out")
     if gptq and repair:
-        raise QuantError("--gptq and --repair: give one of both")
-    judge = judge_of(source.adapter, tokenizer, examples)
+        raise QuantError("--gptq and --repair: give only one of them")
+    held_out = _held_out_examples(source.adapter, tokenizer, examples)
     tuned = read_adapter(source.adapter).attach(load_trainable(source.path, torch.float32, "cpu"))
 
     def merged(name: str) -> Tensor:
@@ -151,17 +153,17 @@ def merge_adapter(
     shutil.rmtree(staging, ignore_errors=True)
     try:
         rows_of: _Rows | None = None
-        if repair and isinstance(plan, Scheme):
+        if repair and isinstance(storage, Scheme):
             with tempfile.TemporaryDirectory(prefix="herd-repair-") as state:
                 rows_of = repaired_rows(
-                    tuned, plan, judge.calibration, Path(state), tokens=repair, on_step=on_step
+                    tuned, storage, held_out.calibration, Path(state), tokens=repair, on_step=on_step
                 )
-        elif gptq and isinstance(plan, Scheme):
-            rows_of = _fitted_rows(source.config, merged, plan, judge)
-        _write(staging, source, merged, plan, to, tokenizer, rows_of, {"gptq": gptq, "repair": repair})
-        report = _measured(staging, out, to, tuned, judge, plan)
+        elif gptq and isinstance(storage, Scheme):
+            rows_of = _fitted_rows(source.config, merged, storage, held_out)
+        _write(staging, source, merged, storage, to, tokenizer, rows_of, {"gptq": gptq, "repair": repair})
+        report = _measured(staging, out, to, tuned, held_out, storage)
         if report.survived >= least or force:
-            lineage = load_lineage(staging if isinstance(plan, torch.dtype) else staging / "model.gguf")
+            lineage = load_lineage(staging if isinstance(storage, torch.dtype) else staging / "model.gguf")
             if lineage is not None:
                 update_lineage(
                     staging, evals={"merge": {**vars(report), "written": True, "folder": out.name}}
@@ -184,30 +186,30 @@ def export_adapter(folder: str | Path, out: Path) -> Path:
     return out
 
 
-def judge_of(adapter: Path, tokenizer: Tokenizer, examples: Sequence[str] = ()) -> Judge:
-    """Return the held-out examples of an adapter's tuning data, or of the files ``examples``.
+def _held_out_examples(adapter: Path, tokenizer: Tokenizer, files: Sequence[str]) -> HeldOutExamples:
+    """Return the held-out part of an adapter's tuning data, or the examples in ``files``.
 
     If there are none, warns and returns sentences that come with Herd.
     """
-    train, held = _examples(adapter, tokenizer)
+    train, held = _tuning_examples(adapter, tokenizer)
     name = "the held-out examples of the tuning data"
-    if examples:
-        name, held = ", ".join(examples), read_tuning(examples, tokenizer, CONTEXT).require_examples()
+    if files:
+        name, held = ", ".join(files), read_tuning(files, tokenizer, CONTEXT).require_examples()
     calibration = _first_tokens(train, REPAIR_TOKENS)
     if not held:
-        note = f"{adapter}: no held-out examples; measured on Herd's sentences instead of --data FILE"
+        note = f"{adapter}: no held-out examples; measured on Herd's own sentences (or give --data FILE)"
         warnings.warn(note, stacklevel=2)
         documents = from_texts(read_parallel(), tokenizer, max_bytes=MAX_TOKENS)
-        return Judge(documents, None, "Herd's sentences", [each.ids for each in calibration])
+        return HeldOutExamples(documents, None, "Herd's sentences", [each.ids for each in calibration])
     rendered = _first_tokens(held, MAX_TOKENS)
     context = max(len(each.ids) for each in rendered)
     rows = DialogStream(rendered, context, 0, pad_id=padding(tokenizer))
     documents = [HeldOut(each.ids, len(each.ids)) for each in rendered]
-    return Judge(documents, rows, name, [each.ids for each in calibration])
+    return HeldOutExamples(documents, rows, name, [each.ids for each in calibration])
 
 
-def _examples(adapter: Path, tokenizer: Tokenizer) -> tuple[list[Example], list[Example]]:
-    """Return an adapter's trained and held-out examples. Empty if its lineage names no readable data."""
+def _tuning_examples(adapter: Path, tokenizer: Tokenizer) -> tuple[list[Example], list[Example]]:
+    """Return the trained and the held-out examples of an adapter, or none if its data cannot be read."""
     lineage = load_lineage(adapter)
     recipe = (lineage.recipe if lineage else None) or {}
     if recipe.get("data", {}).get("kind") != "tuning":
@@ -233,8 +235,8 @@ def _first_tokens(examples: Sequence[Example], n: int) -> list[Rendered]:
 # Writing ----------------------------------------------------------------------------------------------------
 
 
-class _FittingScheme(Scheme):
-    """A scheme that stores matrices as Q5_0 if Q4_K's blocks do not divide their rows, as llama.cpp does."""
+class _FallbackScheme(Scheme):
+    """A scheme that, like llama.cpp, stores rows that are not a multiple of Q4_K's block as Q5_0."""
 
     def of(self, name: str, shape: Sequence[int], tied: bool) -> Format:
         if len(shape) > 1 and self.linears == Q4_K and shape[-1] % Q4_K.block:
@@ -242,7 +244,7 @@ class _FittingScheme(Scheme):
         return super().of(name, shape, tied)
 
 
-def _plan(to: str, config: ModelConfig) -> torch.dtype | Scheme:
+def _storage(to: str, config: ModelConfig) -> torch.dtype | Scheme:
     """Return the dtype or the scheme of formats that ``to`` names. Raises `QuantError` for an unknown one."""
     if to.lower() in ("fp32", "bf16"):
         return torch_dtype(to.lower())
@@ -250,7 +252,7 @@ def _plan(to: str, config: ModelConfig) -> torch.dtype | Scheme:
     if format.name in PLAIN:
         raise QuantError(f"--to {to}: give fp32, bf16, or a packed format such as Q8_0, Q4_K or Q4_0")
     chosen = scheme(format)
-    chosen = _FittingScheme(chosen.linears, chosen.embeddings, chosen.head)
+    chosen = _FallbackScheme(chosen.linears, chosen.embeddings, chosen.head)
     chosen.plan(config)
     return chosen
 
@@ -259,25 +261,25 @@ def _write(
     target: Path,
     source: ModelSource,
     merged: _Weights,
-    plan: torch.dtype | Scheme,
+    storage: torch.dtype | Scheme,
     to: str,
     tokenizer: Tokenizer,
     rows_of: _Rows | None,
-    fitting: dict[str, Any],
+    options: dict[str, Any],
 ) -> None:
-    """Write the merged model. ``rows_of`` returns the blocks of a parameter. None: plain rounding."""
+    """Write the merged model. Packed weights are those of ``rows_of``, or are rounded if it is None."""
     assert source.adapter is not None
     known = load_lineage(source.adapter)
     hashes = {"base": checkpoint_hash(source.path), "adapter": checkpoint_hash(source.adapter)}
     lineage = Lineage(
         name=f"{known.name if known else source.adapter.name}-{to.lower()}", stage="sft", parents=hashes,
-        recipe={"merge": to} | fitting, licence=known.licence if known else None,
+        recipe={"merge": to} | options, licence=known.licence if known else None,
     )  # fmt: skip
     config = source.config
-    if isinstance(plan, torch.dtype):
-        write_checkpoint(target, config, merged, tokenizer, dtype=plan, lineage=lineage)
+    if isinstance(storage, torch.dtype):
+        write_checkpoint(target, config, merged, tokenizer, dtype=storage, lineage=lineage)
         return
-    formats = plan.plan(config)
+    formats = storage.plan(config)
 
     def rounded(name: str) -> Iterable[Tensor]:
         return encoded(merged(name), formats[name], name)
@@ -285,46 +287,46 @@ def _write(
     write_gguf_folder(target, config, formats, rows_of or rounded, tokenizer, lineage.name, lambda: lineage)
 
 
-def _fitted_rows(config: ModelConfig, merged: _Weights, plan: Scheme, judge: Judge) -> _Rows:
+def _fitted_rows(config: ModelConfig, merged: _Weights, storage: Scheme, held_out: HeldOutExamples) -> _Rows:
     """Return GPTQ's blocks of each parameter, fitted to the tuning data."""
-    if not judge.calibration:
+    if not held_out.calibration:
         raise DataError("--gptq fits the weights to the tuning data, which cannot be read; leave it out")
-    ends = accumulate(map(len, judge.calibration))
+    ends = accumulate(map(len, held_out.calibration))
     chosen = [
-        ids for ids, end in zip(judge.calibration, ends, strict=True) if end - len(ids) < CALIBRATION_TOKENS
+        ids
+        for ids, end in zip(held_out.calibration, ends, strict=True)
+        if end - len(ids) < CALIBRATION_TOKENS
     ]
     batches = [torch.as_tensor(ids)[None] for ids in chosen]
-    return Gptq(config, merged, plan, batches).rows
+    return Gptq(config, merged, storage, batches).rows
 
 
 # Measuring --------------------------------------------------------------------------------------------------
 
 
 def _measured(
-    staging: Path, out: Path, to: str, tuned: LlamaLM, judge: Judge, plan: torch.dtype | Scheme
+    staging: Path,
+    out: Path,
+    to: str,
+    tuned: LlamaLM,
+    held_out: HeldOutExamples,
+    storage: torch.dtype | Scheme,
 ) -> MergeReport:
     """Return the measurements of the file in ``staging``. Removes the adapter of ``tuned``."""
     final = load_model(staging, dtype=torch.float32)
     use_exact_products(final)
-    merged_kl, merged_loss, tuned_loss = judge.kl(tuned, final), judge.loss(final), judge.loss(tuned)
+    merged_kl, merged_loss, tuned_loss = held_out.kl(tuned, final), held_out.loss(final), held_out.loss(tuned)
     del final
-    layers = lora_layers(tuned)
-    scales = {name: layer.scale for name, layer in layers.items()}
-    base = load_like(tuned)
-    for layer in layers.values():
-        layer.scale = 0.0  # the same model without its update
-    base_loss = judge.loss(tuned)
-    for name, layer in layers.items():
-        layer.scale = scales[name]
-    update_kl = judge.kl(tuned, base)
-    remove_lora(tuned)
-    _round_in_place(base, plan)
-    base_rounding_kl = judge.kl(tuned, base)
+    base = _copy_base(tuned)
+    base_loss, update_kl = held_out.loss(base), held_out.kl(tuned, base)
+    untuned = remove_lora(tuned)
+    _round_in_place(base, storage)
+    base_rounding_kl = held_out.kl(untuned, base)
     survived = 1.0 if merged_kl == 0 else max(0.0, 1 - merged_kl / update_kl) if update_kl > 0 else 0.0
     return MergeReport(
         folder=str(out),
         to=to,
-        n_tokens=sum(len(document.ids) - 1 for document in judge.documents),
+        n_tokens=sum(len(document.ids) - 1 for document in held_out.documents),
         base_loss=base_loss,
         tuned_loss=tuned_loss,
         merged_loss=merged_loss,
@@ -333,11 +335,11 @@ def _measured(
         base_rounding_kl=base_rounding_kl,
         survived=survived,
         written=False,
-        examples=judge.name,
+        examples=held_out.name,
     )
 
 
-def load_like(tuned: LlamaLM) -> LlamaLM:
+def _copy_base(tuned: LlamaLM) -> LlamaLM:
     """Return a copy of the base of a model with adapters, in fp32."""
     model = LlamaLM(tuned.config)
     layers = lora_layers(tuned)
@@ -349,10 +351,10 @@ def load_like(tuned: LlamaLM) -> LlamaLM:
     return model.requires_grad_(False)
 
 
-def _round_in_place(model: LlamaLM, plan: torch.dtype | Scheme) -> None:
-    if isinstance(plan, torch.dtype):
+def _round_in_place(model: LlamaLM, storage: torch.dtype | Scheme) -> None:
+    if isinstance(storage, torch.dtype):
         for parameter in model.parameters():
-            parameter.data = parameter.data.to(plan).float()
+            parameter.data = parameter.data.to(storage).float()
     else:
-        swap_linears(model, plan)
+        swap_linears(model, storage)
         use_exact_products(model)

@@ -14,7 +14,7 @@ FILE = "options.json"
 
 
 class TuneOptions(Section):
-    """Options of a tuning run. None: chosen by Herd."""
+    """Options of a tuning run. Herd chooses those that are None."""
 
     model: str
     data: tuple[str, ...]

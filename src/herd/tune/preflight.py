@@ -123,29 +123,30 @@ def measure_speed(run: Prepared) -> float:
     return rows * recipe.train.context / seconds
 
 
-def screen(found: Preflight) -> list[tuple[str, str]]:
+def screen(preflight: Preflight) -> list[tuple[str, str]]:
     """Return the lines of the screen as (name, text)."""
-    counts = ", ".join(f"{n:,} {name}" for name, n in found.formats.items())
+    counts = ", ".join(f"{n:,} {name}" for name, n in preflight.formats.items())
     lines = [
-        ("model", f"{found.model}, {found.n_params / 1e6:,.1f} M parameters"),
-        ("data", f"{counts}: {found.n_tokens:,} tokens, {found.n_trained:,} of them trained"),
-        ("longest", ", ".join(f"{size:,} tokens at {where}" for where, size in found.longest)),
-        ("set aside", _set_aside(found.set_aside)),
-        ("trained", found.mask),
-        ("template", found.template),
-        ("method", f"{found.method}: {found.reason}"),
+        ("model", f"{preflight.model}, {preflight.n_params / 1e6:,.1f} M parameters"),
+        ("data", f"{counts}: {preflight.n_tokens:,} tokens, {preflight.n_trained:,} of them trained"),
+        ("longest", ", ".join(f"{size:,} tokens at {where}" for where, size in preflight.longest)),
+        ("set aside", _set_aside(preflight.set_aside)),
+        ("trained", preflight.mask),
+        ("template", preflight.template),
+        ("method", f"{preflight.method}: {preflight.reason}"),
         (
             "run",
-            f"{found.objective}, {found.steps:,} steps of {found.step_tokens:,} tokens in rows of "
-            f"{found.context:,} ({found.epochs:.1f} epochs), lr {found.lr:g}, {found.dtype}",
+            f"{preflight.objective}, {preflight.steps:,} steps of {preflight.step_tokens:,} tokens in rows "
+            f"of {preflight.context:,} ({preflight.epochs:.1f} epochs), lr {preflight.lr:g}, "
+            f"{preflight.dtype}",
         ),
-        ("memory", f"{found.memory / 1e9:.1f} GB of {found.memory_free / 1e9:.1f} GB free"),
-        ("speed", f"{found.tokens_per_s:,.0f} tokens/s: {found.seconds / 60:,.1f} minutes"),
+        ("memory", f"{preflight.memory / 1e9:.1f} GB of {preflight.memory_free / 1e9:.1f} GB free"),
+        ("speed", f"{preflight.tokens_per_s:,.0f} tokens/s: {preflight.seconds / 60:,.1f} minutes"),
     ]
-    for name, share in found.overlap.items():
+    for name, share in preflight.overlap.items():
         text = f"{100 * share:.1f} % of {name}'s items share 13 words in a row with the data"
         lines.append(("overlap", text))
-    lines += [("note", f"{text} ({n:,} rows)") for text, n in found.notes.items()]
+    lines += [("note", f"{text} ({n:,} rows)") for text, n in preflight.notes.items()]
     return lines
 
 

@@ -1,7 +1,7 @@
 """Check a JSON value against a JSON Schema (draft 2020-12).
 
-Every keyword that restricts a value is either checked or refused by name, so that no answer counts as right
-by mistake. Annotations (``title``, ``description``, ``format``, …) restrict nothing, as the standard says.
+A schema with a keyword that cannot be checked is refused, so no answer counts as right by mistake.
+Annotations (``title``, ``description``, ``format``, …) restrict nothing, as the standard says.
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "multipleOf": (lambda value, step: not Fraction(str(value)) % Fraction(str(step)), "is no multiple of"),
 }
 _SIZES = {"Length": str, "Items": list, "Properties": dict}
+"""The types of value that ``minLength``, ``maxLength`` and so on restrict."""
 _COUNTS = tuple(f"{end}{kind}" for end in ("min", "max") for kind in _SIZES)
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _SINGLE = ("items", "additionalProperties", "propertyNames", "contains", "not")
+"""Keywords whose value is a list of schemas, an object of schemas, and one schema."""
 _KEYWORDS = {
     *_ANNOTATIONS, *_BOUNDS, *_COUNTS, *_LISTS, *_MAPS, *_SINGLE,
     "$ref", "type", "enum", "const", "pattern", "required", "uniqueItems",
@@ -58,7 +60,7 @@ _FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "uniqueItems": (lambda value: isinstance(value, bool), "true or false"),
     "pattern": (lambda value: isinstance(value, str), "text"),
 }  # fmt: skip
-"""A check of each keyword's value, with a text for the error."""
+"""What the value of a keyword must be: a test, and its description for the error."""
 
 
 def check_schema(schema: Any) -> None:
@@ -75,17 +77,18 @@ def violation(value: Any, schema: Any) -> str:
 
 
 def _check(schema: Any, root: Any, where: str) -> None:
+    """Check the schema ``where`` in the schema ``root``, and all schemas inside it."""
     if isinstance(schema, bool):
         return
     if not isinstance(schema, dict):
         raise DataError(f"schema {where}: must be an object, true or false, not {json.dumps(schema)[:40]}")
     if unknown := sorted(schema.keys() - _KEYWORDS):
-        raise DataError(f"schema {where}: the keyword {unknown[0]!r} cannot be checked; write it another way")
-    for key, (holds, words) in _FORMS.items():
-        if key in schema and not holds(schema[key]):
-            raise DataError(f"schema {where}: {key} must be {words}, not {_short(schema[key])}")
-    names = schema.get("type", [])
-    for name in names if isinstance(names, list) else [names]:
+        raise DataError(f"schema {where}: the keyword {unknown[0]!r} cannot be checked; remove or replace it")
+    for key, (is_right, description) in _FORMS.items():
+        if key in schema and not is_right(schema[key]):
+            raise DataError(f"schema {where}: {key} must be {description}, not {_short(schema[key])}")
+    types = schema.get("type", [])
+    for name in types if isinstance(types, list) else [types]:
         if not isinstance(name, str) or name not in _TYPES:
             raise DataError(f"schema {where}: type {name!r} is unknown; types are {', '.join(_TYPES)}")
     for pattern in [schema.get("pattern", ""), *schema.get("patternProperties", {})]:
@@ -107,39 +110,41 @@ def _check(schema: Any, root: Any, where: str) -> None:
 
 
 def _violations(value: Any, schema: Any, root: Any, where: str) -> Iterator[str]:
+    """Yield why ``value``, at ``where`` in the answer, does not fit ``schema``, a part of ``root``."""
     if isinstance(schema, bool):
         if not schema:
             yield f"{where} is not allowed"
         return
     if "$ref" in schema:
         yield from _violations(value, _resolve(schema["$ref"], root, where), root, where)
-    names = schema.get("type", [])
-    names = names if isinstance(names, list) else [names]
-    if names and not any(_TYPES[name](value) for name in names):
-        yield f"{where} is {_short(value)}, not of type {' or '.join(names)}"
+    types = schema.get("type", [])
+    types = types if isinstance(types, list) else [types]
+    if types and not any(_TYPES[name](value) for name in types):
+        yield f"{where} is {_short(value)}, not of type {' or '.join(types)}"
     if "const" in schema and not same_json(value, schema["const"]):
         yield f"{where} is {_short(value)}, not {_short(schema['const'])}"
     if "enum" in schema and not any(same_json(value, other) for other in schema["enum"]):
         yield f"{where} is {_short(value)}, which is not in the enum"
     if _is_number(value):
-        for key, (holds, words) in _BOUNDS.items():
+        for key, (holds, problem) in _BOUNDS.items():
             if key in schema and not holds(value, schema[key]):
-                yield f"{where} is {_short(value)}, which {words} {schema[key]}"
+                yield f"{where} is {_short(value)}, which {problem} {schema[key]}"
     for kind, type_ in _SIZES.items():
-        if isinstance(value, type_) and not schema.get(f"min{kind}", 0) <= len(value) <= schema.get(
-            f"max{kind}", math.inf
-        ):
-            yield f"{where} has {len(value)} {kind.lower()}, which is too few or too many"
+        least, most = schema.get(f"min{kind}", 0), schema.get(f"max{kind}", math.inf)
+        if isinstance(value, type_) and not least <= len(value) <= most:
+            many = "characters" if kind == "Length" else kind.lower()
+            limit = f"fewer than {least}" if len(value) < least else f"more than {most}"
+            yield f"{where} has {len(value)} {many}, {limit}"
     if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
         yield f"{where} is {_short(value)}, which does not match {schema['pattern']}"
     if isinstance(value, list):
-        yield from _of_array(value, schema, root, where)
+        yield from _array_violations(value, schema, root, where)
     if isinstance(value, dict):
-        yield from _of_object(value, schema, root, where)
-    yield from _combined(value, schema, root, where)
+        yield from _object_violations(value, schema, root, where)
+    yield from _combination_violations(value, schema, root, where)
 
 
-def _of_array(value: list[Any], schema: Mapping[str, Any], root: Any, where: str) -> Iterator[str]:
+def _array_violations(value: list[Any], schema: Mapping[str, Any], root: Any, where: str) -> Iterator[str]:
     first = schema.get("prefixItems", [])
     for number, part in enumerate(value):
         rule = first[number] if number < len(first) else schema.get("items", True)
@@ -147,12 +152,14 @@ def _of_array(value: list[Any], schema: Mapping[str, Any], root: Any, where: str
     if schema.get("uniqueItems") and any(
         same_json(part, other) for n, part in enumerate(value) for other in value[:n]
     ):
-        yield f"{where} has an item twice"
+        yield f"{where} has equal items, which uniqueItems forbids"
     if "contains" in schema and not any(_fits(part, schema["contains"], root) for part in value):
-        yield f"{where} has no item that it must contain"
+        yield f"{where} has no item that fits contains"
 
 
-def _of_object(value: dict[str, Any], schema: Mapping[str, Any], root: Any, where: str) -> Iterator[str]:
+def _object_violations(
+    value: dict[str, Any], schema: Mapping[str, Any], root: Any, where: str
+) -> Iterator[str]:
     for name in schema.get("required", []):
         if name not in value:
             yield f"{where} has no {name!r}"
@@ -165,15 +172,15 @@ def _of_object(value: dict[str, Any], schema: Mapping[str, Any], root: Any, wher
         yield from _violations(name, schema.get("propertyNames", True), root, f"the name {name!r}")
 
 
-def _combined(value: Any, schema: Mapping[str, Any], root: Any, where: str) -> Iterator[str]:
+def _combination_violations(value: Any, schema: Mapping[str, Any], root: Any, where: str) -> Iterator[str]:
     for part in schema.get("allOf", []):
         yield from _violations(value, part, root, where)
     if "anyOf" in schema and not any(_fits(value, part, root) for part in schema["anyOf"]):
-        yield f"{where} fits no part of anyOf"
+        yield f"{where} fits no schema in anyOf"
     if "oneOf" in schema and sum(_fits(value, part, root) for part in schema["oneOf"]) != 1:
-        yield f"{where} does not fit exactly one part of oneOf"
+        yield f"{where} does not fit exactly one schema in oneOf"
     if "not" in schema and _fits(value, schema["not"], root):
-        yield f"{where} fits what it must not"
+        yield f"{where} fits the schema in not"
 
 
 def _fits(value: Any, schema: Any, root: Any) -> bool:
