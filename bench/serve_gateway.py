@@ -1,4 +1,4 @@
-"""Measure and check `herd serve --upstream` before scripted servers, before two Herds, and before a real vLLM.
+"""Measure and check `herd serve --upstream` in front of scripted servers, of two Herds, and of a real vLLM.
 
 ``latency``: time to the first text, and to the end, of streams of a scripted upstream: asked directly, through Herd
 with keys and a ledger, and through LiteLLM's proxy (``--no-litellm`` leaves it out), in turns. The added latency of a

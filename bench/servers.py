@@ -1,4 +1,4 @@
-"""Servers for benches: `herd serve` in this process or in one of its own, before others or not, and its ledger."""
+"""Servers for benches: `herd serve` in this process or in one of its own, also as a gateway, and its ledger."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def wait_for(url: str, child: subprocess.Popen[bytes], seconds: float = 60) -> N
 
 @contextmanager
 def gateway(store: str, *upstreams: str, key: str = "none", log: Path | None = None) -> Iterator[str]:
-    """Run `herd serve` before other servers and yield its address. Any name means their first model."""
+    """Run `herd serve` in front of other servers and yield its address. Any name means their first model."""
     port = free_port()
     words = [sys.executable, "-m", "herd", "serve", "--port", str(port), "--store", store, "--keys"]
     words += ["--alias", "*"]

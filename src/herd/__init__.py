@@ -54,7 +54,7 @@ _HOMES = {
 def load(
     folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> tuple[LlamaLM, Tokenizer | None]:
-    """Load the model and the tokenizer of a checkpoint folder. ``dtype`` None: the stored dtype.
+    """Load the model and the tokenizer of a checkpoint folder. ``dtype`` defaults to the stored dtype.
 
     Without a tokenizer in the folder, it is None, with a warning. Raises `CheckpointError` if it is not a
     checkpoint.

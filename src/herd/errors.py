@@ -29,7 +29,7 @@ class CheckpointError(HerdError):
 
 
 class QuantError(HerdError):
-    """Weights that a block format cannot store: rows that do not divide, values that are not finite."""
+    """Weights that a block format cannot store: rows with an incomplete block, values that are not finite."""
 
 
 class TokenizerError(HerdError):

@@ -1,4 +1,4 @@
-"""The ledger: limits, budgets, one bill for each request, stores that are away, and servers that die."""
+"""The ledger: limits, budgets, one bill for each request, stores that are unavailable, and servers that die."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_tokens_per_minute_count_the_worst_case_and_then_the_real_number(store, 
     assert caught.value.retry_after == 60.0
     first.advance(1)
     first.settle(1)
-    second.settle(1, status="failed")  # bills nothing, but was computed
+    second.settle(1, status="failed")  # not billed, but was computed
     clock.now += 1000
     reserve(ledger, alice, "c", prompt=13)
     with pytest.raises(RateLimited):
@@ -330,7 +330,9 @@ def test_a_repeated_request_is_billed_once(store, ledger):
     reserve(ledger, bob)  # another key's ids are its own
 
 
-def test_a_store_that_is_away_refuses_new_requests_and_settles_open_ones_later(store, ledger, monkeypatch):
+def test_a_store_that_is_unavailable_refuses_new_requests_and_settles_open_ones_later(
+    store, ledger, monkeypatch
+):
     alice = key(store, concurrent=2)
     reservation = reserve(ledger, alice)
     reservation.advance(2)
@@ -346,7 +348,7 @@ def test_a_store_that_is_away_refuses_new_requests_and_settles_open_ones_later(s
 
 
 def away(durable: bool = False):
-    raise StoreError("the store is away (test)")
+    raise StoreError("the store is unavailable (test)")
 
 
 def test_a_server_that_ends_while_the_store_is_away_loses_no_bill(store, monkeypatch):
@@ -389,7 +391,7 @@ def test_recovery_settles_dead_servers_only(store):
     die(living)
 
 
-def test_requests_whose_counters_are_gone_are_released_and_bill_nothing(store):
+def test_requests_whose_counters_are_gone_are_released_and_not_billed(store):
     ledger = Ledger(store)
     reserve(ledger, key(store)).advance(3)
     die(ledger)

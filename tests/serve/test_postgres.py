@@ -108,7 +108,7 @@ def test_recovery_leaves_the_requests_of_another_living_server(pair):
     reservation = reserve(first, alice, "r1")
     reservation.advance(3)
     assert second.recover() == 0
-    time.sleep(1.5)  # longer than the lease: the first server goes on giving signs of life
+    time.sleep(1.5)  # longer than the lease: the first server goes on sending heartbeats
     assert totals(store)[3] == 15
     reservation.settle(4)
     assert totals(store) == (1, 10, 4, 0)

@@ -1,4 +1,4 @@
-"""The store: transactions, versions, backups, and what happens when it is away or its disk is full."""
+"""The store: transactions, versions, backups, and what happens when it is unavailable or its disk is full."""
 
 from __future__ import annotations
 

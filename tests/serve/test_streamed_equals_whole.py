@@ -73,7 +73,7 @@ def answered(tokenizer, pieces, *, writer_of, prompt_of, reason="stop", n=1):
 
 
 def reservation():
-    """Return a reservation that bills nothing."""
+    """Return a reservation at no price."""
     return Unmetered().reserve(
         Principal.local(), model="m", endpoint="", prompt_tokens=1, max_completion_tokens=1, request_id=""
     )

@@ -130,7 +130,7 @@ def import_hf(
 ) -> str:
     """Rewrite a Llama in Hugging Face's layout (a folder, or ``hf:ORG/NAME``) as a checkpoint folder.
 
-    ``dtype`` None: as stored. ``name`` None: the source's name. Returns the hash of the weights. Raises
+    ``dtype`` and ``name`` default to the source's. Returns the hash of the weights. Raises
     `CheckpointError`, with ``out`` unchanged, if the model cannot be run or a weight is not finite.
     """
     folder = resolve_model(source)

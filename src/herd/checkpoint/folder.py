@@ -56,7 +56,7 @@ def save_model(
 ) -> str:
     """Write ``model`` as a checkpoint folder and return the hash of its weights.
 
-    ``dtype`` None: the dtype of the parameters. The folder appears only when it is complete, and an existing
+    ``dtype`` defaults to that of the parameters. The folder appears only when it is complete, and an existing
     checkpoint at ``folder`` is replaced in one step. Raises `StorageError` if the disk is full, and
     `CheckpointError` if ``folder`` contains other files than a checkpoint's.
     """

@@ -48,8 +48,8 @@ def quantize_folder(
 
     ``rows_of`` returns the bytes of each parameter, by GPTQ for instance (default: round to the nearest).
     ``importance`` has the weights of columns, by parameter (see `quant.importance`).
-    ``recipe`` is stored in the lineage. Raises `QuantError` if rows do not divide or weights are not finite,
-    and `CheckpointError` for other faults. ``out`` is then unchanged.
+    ``recipe`` is stored in the lineage. Raises `QuantError` if rows have an incomplete block or weights are
+    not finite, and `CheckpointError` for other faults. ``out`` is then unchanged.
     """
     formats = plan.plan(source.config)
     known = source.lineage
@@ -174,8 +174,8 @@ def export_gguf(
     """Write a GGUF file for llama.cpp and others: weights, tokenizer, chat template, RoPE factors.
 
     ``format`` is the format of all matrices (None: F16). A quantized folder's file is copied, and no format
-    may be given. Raises `QuantError` if rows do not divide, and `CheckpointError` if something cannot be read
-    or written.
+    may be given. Raises `QuantError` if rows have an incomplete block, and `CheckpointError` if something
+    cannot be read or written.
     """
     out, file = Path(out), gguf_file(resolve_model(folder))
     if out.suffix != ".gguf" or out.is_dir():

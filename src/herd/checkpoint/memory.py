@@ -35,7 +35,7 @@ def fitting_formats(config: ModelConfig, free: int) -> dict[str, int]:
 def quantized_nbytes(config: ModelConfig) -> dict[str, int]:
     """Return the bytes of all weights by short name of the format, largest first.
 
-    Formats whose blocks do not divide the rows are left out.
+    Formats in which rows would have an incomplete block are left out.
     """
     out: dict[str, int] = {}
     for name in ("q8", "q4k", "q4"):

@@ -58,9 +58,9 @@ def import_meta(
 ) -> str:
     """Import a folder in Meta's layout as a checkpoint folder and return the hash of its weights.
 
-    ``dtype`` None: as stored. Meta's files do not state ``max_context``. None: the context of the released
-    model with this shape, or for an unknown shape, with a warning, the context of its generation. Raises
-    `CheckpointError`, with ``out`` unchanged, if pieces are missing, damaged, quantized or do not fit
+    ``dtype`` defaults to the stored one. Meta's files do not state ``max_context``. It defaults to that of
+    the released model with this shape, or for an unknown shape, with a warning, to that of its generation.
+    Raises `CheckpointError`, with ``out`` unchanged, if pieces are missing, damaged, quantized or do not fit
     ``params.json``.
     """
     source = Path(source)

@@ -52,7 +52,7 @@ def export_vllm(
 
     ``dtype`` is the dtype of scales and unquantized parts. A quantized folder's Q4_0 or Q8_0 linear layers
     are copied unchanged. Those of an unquantized folder are rounded to Q4_0. Raises `QuantError` for other
-    formats and rows that do not divide, and `CheckpointError` if something cannot be read or written.
+    formats and rows with an incomplete block, and `CheckpointError` if something cannot be read or written.
     """
     folder = resolve_model(folder)
     source: GGUFSource | ImportSource

@@ -33,8 +33,8 @@ from ..errors import HerdError
 class Verb:
     """A verb of the command line: ``function`` in the module ``herd.cli.<module>``.
 
-    ``resume`` is the option that resumes the same command after Ctrl-C. "": the command resumes by itself.
-    None: it cannot be resumed.
+    ``resume`` is the option that resumes the same command after Ctrl-C. It is "" if the command resumes by
+    itself, and None if it cannot be resumed.
     """
 
     module: str

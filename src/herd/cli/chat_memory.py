@@ -22,7 +22,7 @@ from ..machine import available_memory
 
 OVERHEAD = 300_000_000
 """Bytes for the process and the activations of a long prompt: all but weights and cache."""
-LEAST_CONTEXT = 2048
+MIN_CONTEXT = 2048
 """Tokens of the shortest dialog that is worth loading a model for."""
 
 
@@ -40,7 +40,7 @@ def plan_context(source: ModelSource, dtype: str | None, device: str, kv: str, a
     fitting = _fitting_tokens(config, kv, free - weights)
     if fitting >= wanted:
         return wanted
-    if asked is None and fitting >= min(wanted, LEAST_CONTEXT):
+    if asked is None and fitting >= min(wanted, MIN_CONTEXT):
         more = "" if kv == "int8" else "; more fit with --kv int8"
         print(
             f"context limited to {fitting:,} of {wanted:,} tokens, as memory allows: "
@@ -48,7 +48,7 @@ def plan_context(source: ModelSource, dtype: str | None, device: str, kv: str, a
             file=sys.stderr,
         )
         return fitting
-    least = asked or min(wanted, LEAST_CONTEXT)
+    least = asked or min(wanted, MIN_CONTEXT)
     cache = least * config.kv_nbytes_per_token(BYTES[kv])
     raise CheckpointError(
         f"{path}: {weights / 1e9:.1f} GB of weights and {cache / 1e9:.1f} GB for {least:,} tokens do not "
@@ -116,7 +116,7 @@ def _fitting_tokens(config: ModelConfig, kv: str, free: int) -> int:
 def _cure(config: ModelConfig, path: Path, weights: int, cache: float, free: int, kv: str, least: int) -> str:
     """Return a cure: a shorter dialog, a smaller cache, fewer bits per weight, or a smaller model."""
     shorter = _fitting_tokens(config, kv, free - weights)
-    if shorter >= min(LEAST_CONTEXT, config.max_context):
+    if shorter >= min(MIN_CONTEXT, config.max_context):
         return f"--context {shorter} would fit"
     if (
         kv != "int8"

@@ -172,12 +172,12 @@ def _print_ways(target: Target, size: str, rows: list[list[Way]]) -> None:
             print(f"{_context_text(length)}: does not fit. {change}")
 
 
-def _shell_command(size: str, found: Way) -> str:
+def _shell_command(size: str, way: Way) -> str:
     """Return the command that runs the model, given the instruct weights in a folder of their usual name."""
     folder = f"Llama-{'3.2' if size in ('1B', '3B') else '3.1'}-{size}-Instruct"
-    if found.weights.name == "bf16":
+    if way.weights.name == "bf16":
         return f"herd chat {folder} --dtype bf16"
-    return f"herd quantize {folder} --to {found.weights.name} && herd chat {folder}-{found.weights.name}"
+    return f"herd quantize {folder} --to {way.weights.name} && herd chat {folder}-{way.weights.name}"
 
 
 def _draft_advice(target: Target, chosen: Way) -> str:

@@ -99,9 +99,9 @@ def find_target(name: str, machines: Path | None, size: str, learned: bool = Fal
     return catalogue_target(find_machine(name, machines), SIZES[size])
 
 
-def way_record(found: Way) -> dict[str, Any]:
+def way_record(way: Way) -> dict[str, Any]:
     return picked(
-        found,
+        way,
         "size weights=weights.name kv context batch weights_bytes=weights_nbytes kv_bytes=kv_nbytes "
         "working_bytes=working_nbytes resident_bytes=resident capacity_bytes=capacity fits ttft_seconds=ttft "
         "tokens_per_s kld_published=weights.kld",

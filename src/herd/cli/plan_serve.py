@@ -225,12 +225,12 @@ def _served_row(served: Served, bar: float) -> str:
     )
 
 
-def _serving_change(target: Target, size: str, load: Load, bar: float, found: list[Served]) -> str:
+def _serving_change(target: Target, size: str, load: Load, bar: float, options: list[Served]) -> str:
     """Return the number of users that the machine would serve, or the change that makes the model fit."""
     from ..plan.serve import predict_serving
     from ..plan.ways import smallest_change
 
-    if not any(served.most_batch for served in found):
+    if not any(served.most_batch for served in options):
         return opt.sentence(smallest_change(target, size, load.prompt + load.answer))
     low, high = 0, load.users
     while high - low > 1:

@@ -81,7 +81,7 @@ def quantize_command(
     if bits is None:
         with_importance = importance is not None or (calib is not None and not gptq)
         plan = named_scheme(to, source.config, with_importance=with_importance)
-        plan.plan(source.config)  # refuses rows that do not divide before text is read
+        plan.plan(source.config)  # refuses rows with an incomplete block before text is read
     batches = _batches(source, calib) if calib is not None or bits is not None else None
     if bits is not None:
         assert batches is not None

@@ -50,7 +50,7 @@ def rehearse_recipe(path: Path, recipe: Any, machine: str | None, script: Path |
         print(f"\n{text}", end="")
 
 
-def _record(path: Path, found: Rehearsal, outlooks: list[Outlook], script: str | None) -> dict[str, Any]:
+def _record(path: Path, rehearsal: Rehearsal, outlooks: list[Outlook], script: str | None) -> dict[str, Any]:
     rehearsed = (
         "dim=piece.config.dim slices=piece.slices vocab_parts=piece.vocab_parts rows=piece.rows "
         "context=piece.context flops_per_s=flops_rate predicted_bytes measured_bytes loss"
@@ -58,16 +58,16 @@ def _record(path: Path, found: Rehearsal, outlooks: list[Outlook], script: str |
     outlook = "machine step_seconds tokens_per_s mfu bytes=nbytes.total peak_bytes=peak fits hours"
     return {
         "recipe": str(path),
-        "rehearsed": picked(found, rehearsed),
+        "rehearsed": picked(rehearsal, rehearsed),
         "outlook": [picked(each, outlook) for each in outlooks],
         "script": script,
     }
 
 
-def _print_rehearsal(recipe: Any, found: Rehearsal) -> None:
+def _print_rehearsal(recipe: Any, rehearsal: Rehearsal) -> None:
     from ..report import units
 
-    piece = found.piece
+    piece = rehearsal.piece
     cuts = [f"1/{piece.slices} of the heads and FFN"] if piece.slices > 1 else []
     cuts += [f"1/{piece.vocab_parts} of the vocabulary"] if piece.vocab_parts > 1 else []
     what = ", ".join([f"layers of width {piece.config.dim:,}", *cuts])
@@ -76,9 +76,9 @@ def _print_rehearsal(recipe: Any, found: Rehearsal) -> None:
         "tokens."
     )
     chance = math.log(piece.config.vocab_size)
-    print(f"The first loss is {found.loss:.2f}; uniform guessing gives {chance:.2f}.")
-    print(f"One decoder layer ran at {units.si(found.flops_rate, 'FLOP/s')}.")
-    sizes = [units.nbytes(value) for value in (found.measured_bytes, found.predicted_bytes)]
+    print(f"The first loss is {rehearsal.loss:.2f}; uniform guessing gives {chance:.2f}.")
+    print(f"One decoder layer ran at {units.si(rehearsal.flops_rate, 'FLOP/s')}.")
+    sizes = [units.nbytes(value) for value in (rehearsal.measured_bytes, rehearsal.predicted_bytes)]
     print(f"Memory of the rehearsed part: {sizes[0]} measured, {sizes[1]} predicted.\n")
 
 

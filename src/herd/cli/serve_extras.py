@@ -57,7 +57,7 @@ def assign_adapters(
 
 
 def _split_owner(text: str, names: Sequence[set[str]], separator: str) -> tuple[int | None, str]:
-    """Return the number of the model whose name begins ``text``, and the rest. None: no such model."""
+    """Return the number (or None) of the model whose name begins ``text``, and the rest of the text."""
     owners = {name: number for number, own in enumerate(names) for name in own}
     name = max((name for name in owners if text.startswith(name + separator)), key=len, default=None)
     return (None, text) if name is None else (owners[name], text[len(name) + 1 :])

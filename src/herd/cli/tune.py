@@ -166,19 +166,19 @@ def merge_command(
         )
 
 
-def _merge_lines(found: Any) -> list[tuple[str, str]]:
-    lines = [("measured on", f"{found.n_tokens:,} tokens of {found.examples}")]
-    if found.tuned_loss is not None:
-        losses = (found.base_loss, found.tuned_loss, found.merged_loss)
+def _merge_lines(report: Any) -> list[tuple[str, str]]:
+    lines = [("measured on", f"{report.n_tokens:,} tokens of {report.examples}")]
+    if report.tuned_loss is not None:
+        losses = (report.base_loss, report.tuned_loss, report.merged_loss)
         text = "base {:.4f}, base + adapter {:.4f}, merged {:.4f} nats/token".format(*losses)
         lines.append(("loss of answers", text))
-    alone = f"by rounding alone: {found.base_rounding_kl:.3g}"
+    alone = f"by rounding alone: {report.base_rounding_kl:.3g}"
     lines += [
-        ("update", f"KL {found.update_kl:.3g} nats/token from the base"),
-        ("rounding", f"KL {found.merged_kl:.3g} from base + adapter ({alone})"),
-        ("survived", f"{100 * found.survived:.1f} % of the update"),
+        ("update", f"KL {report.update_kl:.3g} nats/token from the base"),
+        ("rounding", f"KL {report.merged_kl:.3g} from base + adapter ({alone})"),
+        ("survived", f"{100 * report.survived:.1f} % of the update"),
     ]
-    return [*lines, ("written", found.folder)] if found.written else lines
+    return [*lines, ("written", report.folder)] if report.written else lines
 
 
 @app.command("inspect")

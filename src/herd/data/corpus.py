@@ -114,7 +114,7 @@ def corpus_origin(spec: Spec = None) -> tuple[list[tuple[str, Path]], dict[str, 
 def load_corpus(spec: Spec = None, *, max_bytes: int | None = None) -> Corpus:
     """Read, split and deduplicate a corpus that fits into memory.
 
-    ``max_bytes``: stop reading after that many bytes of text, with a warning. None: read everything.
+    If ``max_bytes`` is given, reading stops after that many bytes of text, with a warning.
     """
     caught: list[str] = []
     with warnings.catch_warnings(record=True) as record:

@@ -63,7 +63,7 @@ class Dialog:
 
 
 def _named_tools(rng: Random, tool_call_format: str, needed: set[str]) -> tuple[str, ...] | None:
-    """Draw the tools that the system message names: the needed ones and more. None: no system message."""
+    """Draw the tools that the system message names (the needed ones and more), or None for no message."""
     if not needed and rng.random() < 0.25:
         return None
     u = rng.random()
@@ -103,7 +103,7 @@ def _exchange(
 def _assemble(
     kind: str, lang: str, tool_call_format: str, turns: Sequence[Turn], names: tuple[str, ...] | None
 ) -> Dialog:
-    """Return the dialog of ``turns``. ``names`` are the tools of the system message. None: no such message.
+    """Return the dialog of ``turns``. ``names`` are the tools of the system message, or None for no message.
 
     The last turn is of ``kind``.
     """

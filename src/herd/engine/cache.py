@@ -46,7 +46,7 @@ class PagedCache(PageBook):
 
     ``cache_bytes`` bounds the bytes of all sequences together, but a single sequence may always reach
     ``context`` tokens (default: the model's context). Raises EngineError for an unknown kind, and for int8
-    with a head size that its blocks do not divide.
+    with a head size that is no multiple of its block.
     """
 
     def __init__(

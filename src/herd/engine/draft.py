@@ -38,7 +38,7 @@ class Draft(Protocol):
     """A source of draft tokens."""
 
     def propose(self, sequences: abc.Sequence[Sequence], most: abc.Sequence[int]) -> list[DraftTokens | None]:
-        """Return at most ``most[i]`` tokens to follow each sequence, oldest sequence first. None: not yet."""
+        """Return at most ``most[i]`` tokens to follow each sequence, oldest first, or None for not yet."""
         ...
 
     def forget(self, sequence: Sequence) -> None:
@@ -169,7 +169,7 @@ class ModelDraft:
         return self._states[sequence]
 
     def _make_room(self, state: _State, length: int) -> bool:
-        """Take pages for ``length`` tokens, if necessary from later sequences. False: it must wait."""
+        """Take pages for ``length`` tokens, if needed from later sequences. Return False if it must wait."""
         while (lacking := self.cache.lacking(state.cached, length)) > self.cache.pages.available:
             latest = max(self._states.values(), key=lambda other: other.sequence.number)
             if latest is state:

@@ -53,7 +53,7 @@ Part = tuple[Sequence, int, DraftTokens]
 class Engine:
     """An engine that runs ``model`` on the model's device and in its dtype.
 
-    ``tokenizer`` None: answers are ids without text, and only the request's own stop ids end them. At most
+    Without ``tokenizer``, answers are ids without text, and only the request's own stop ids end them. At most
     ``max_batch`` requests are active at once. ``max_context`` defaults to the model's context.
     ``cache_bytes`` bounds the cache of all active requests. Others wait, but a single request always runs.
     ``kv`` is the dtype of keys and values: "fp32", "bf16", "int8" or "auto" (bf16 for bf16 and quantized
@@ -104,7 +104,7 @@ class Engine:
             self.cache, max_batch, forget, keeps_last=self.draft is not None
         )
         self.pacer: Pacer | None = None
-        """Bounds the pieces of prompts by time. None: `MIXED_TOKENS` or `PREFILL_TOKENS`."""
+        """Bounds the pieces of prompts by time, instead of `MIXED_TOKENS` and `PREFILL_TOKENS`."""
         self.saved_pages: SavedPages | None = None
         """Keeps the pages of prompts across restarts."""
         self.n_steps = self.n_decoded = self.n_prefilled = 0

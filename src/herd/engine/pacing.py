@@ -35,7 +35,7 @@ class Pacer:
         self._mixed = 0
 
     def room(self, decoding: bool, n_prompts: int = 1) -> int:
-        """Return the number of prompt tokens for the next step. 0: it should only decode.
+        """Return the number of prompt tokens for the next step, or 0 if it should only decode.
 
         Each of the ``n_prompts`` may slow down a step that decodes by `SLOWDOWN`: they are computed together,
         because the sooner they end, the more sequences share the steps that decode.
@@ -70,5 +70,5 @@ class Pacer:
 
 
 def _mean(mean: float, latest: float) -> float:
-    """Return a running mean after one more measurement. 0: there was none."""
+    """Return a running mean after one more measurement. A ``mean`` of 0 means that there was none."""
     return mean + UPDATE * (latest - mean) if mean else latest

@@ -26,7 +26,7 @@ class RepetitionWatch:
         """The number of latest tokens that equal the token p places before them, by p."""
 
     def feed(self, ids: Iterable[int]) -> bool:
-        """Add tokens. Return whether the answer now ends with so many copies of a passage."""
+        """Add tokens. Return whether the answer now ends with ``limit`` copies of a passage."""
         return any(self._add(id_) for id_ in ids)
 
     def _add(self, id_: int) -> bool:

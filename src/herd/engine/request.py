@@ -24,11 +24,11 @@ model's context is full. cancelled: the caller or a failure ended the answer."""
 class Sampling:
     """Settings for picking tokens and for ending. The defaults are greedy: the same answer every time.
 
-    ``max_tokens`` None: up to the end of the context. ``temperature`` 0 is greedy. Otherwise logits are
+    ``max_tokens`` defaults to the rest of the context. ``temperature`` 0 is greedy. Otherwise logits are
     divided by it, and then ``top_k`` (0 = off), ``top_p`` (1 = off) and ``min_p`` (0 = off) remove unlikely
-    tokens, in this order. ``seed`` None: a random one. With a seed, and quantized weights, the tokens do not
-    depend on the other requests of the batch. ``stop`` strings end the answer and are not part of it.
-    ``logprobs`` None: off. Otherwise each token gets its log-probability under the model's own distribution
+    tokens, in this order. ``seed`` defaults to a random one. With a seed and quantized weights, the tokens do
+    not depend on the other requests of the batch. ``stop`` strings end the answer and are not part of it.
+    With ``logprobs``, each token gets its log-probability under the model's own distribution
     (temperature 1, no token removed) and those of the ``logprobs`` most likely tokens at its position.
 
     Before all this, penalties and biases change the logits (`logits.py`): ``repetition_penalty`` divides
@@ -99,9 +99,9 @@ class Request:
     ``stop_ids`` end the answer in addition to the tokenizer's own stop tokens. A ``constraint`` defines the
     form of the answer, and ends it when nothing more may follow. Requests of one ``tenant`` share the cached
     keys and values of common prompt beginnings. Tenants share nothing with each other. Requests of different
-    ``owner``s take turns when they begin and when their prompts are computed. ``prompt_logprobs`` None: off.
-    Otherwise each token of the prompt but the first gets its log-probability, and those of so many most
-    likely tokens at its position. The prompt is then computed as a whole, even if it is cached.
+    ``owner``s take turns when they begin and when their prompts are computed. With ``prompt_logprobs``, each
+    token of the prompt but the first gets its log-probability, and those of that many most likely tokens at
+    its position. The prompt is then computed as a whole, even if it is cached.
     ``adapter`` names one of the adapters on the engine's model ("": none, see `llama.switched`).
     """
 

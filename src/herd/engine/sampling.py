@@ -90,7 +90,7 @@ def logprobs(
 ) -> list[tuple[TokenLogprob, ...]]:
     """Return the log-probabilities of the chosen ids under the plain softmax.
 
-    ``tops`` has, for each row, the number of most likely tokens to return as well. None: no
+    ``tops`` has, for each row, the number of most likely tokens to return as well, or None for no
     log-probabilities.
     """
     out: list[tuple[TokenLogprob, ...]] = [()] * len(ids)

@@ -188,7 +188,7 @@ class Sequence:
         return self.request.prompt_logprobs is not None and self.stream.prompt_logprobs is None
 
     def begin(self, shared_tokens: int) -> None:
-        """Take note of its admission, with so many tokens from the cache."""
+        """Note that the sequence was admitted, with ``shared_tokens`` tokens from the cache."""
         self.stream.begin(shared_tokens)
         self.prompt_logprobs.clear()
 

@@ -119,15 +119,13 @@ def not_run(comparison: Comparison) -> list[tuple[ComparedMetric, list[str], str
     return list(found.values())
 
 
-def difference_cell(found: Difference | None) -> Cell:
+def difference_cell(gap: Difference | None) -> Cell:
     """Return the cell of a difference: value, interval, items won and lost, colour if significant."""
-    if found is None:
+    if gap is None:
         return Cell("–", kind="none")
-    kind = {"": "num", found.first: "good"}.get(found.better, "bad")
-    flips = f"+{found.gained} −{found.lost} of {found.n}" if found.unit == "fraction" else f"{found.n} texts"
-    return Cell(
-        signed(found.interval.value, found.unit), f"{bounds(found.interval, found.unit)}; {flips}", kind
-    )
+    kind = {"": "num", gap.first: "good"}.get(gap.better, "bad")
+    flips = f"+{gap.gained} −{gap.lost} of {gap.n}" if gap.unit == "fraction" else f"{gap.n} texts"
+    return Cell(signed(gap.interval.value, gap.unit), f"{bounds(gap.interval, gap.unit)}; {flips}", kind)
 
 
 def signed(value: float, unit: str) -> str:
@@ -272,12 +270,12 @@ def as_markdown(comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_difference(found: Difference | None) -> str:
-    if found is None:
+def _markdown_difference(gap: Difference | None) -> str:
+    if gap is None:
         return "–"
-    cell = difference_cell(found)
-    text = f"**{cell.text}**" if found.stands else cell.text
-    return f"{text} [{bounds(found.interval, found.unit)}]"
+    cell = difference_cell(gap)
+    text = f"**{cell.text}**" if gap.stands else cell.text
+    return f"{text} [{bounds(gap.interval, gap.unit)}]"
 
 
 def as_csv(comparison: Comparison) -> str:

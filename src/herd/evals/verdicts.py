@@ -44,8 +44,7 @@ CLAIMS = (
 class ClaimVerdict:
     """The verdict on a claim: benchmarks on which ``first`` wins, loses or ties by published scores.
 
-    ``own`` is a text on the same comparison by one's own measurements, or "" if there are none of both
-    models.
+    ``own`` is a text on the same comparison by the user's measurements, or "" unless both models have some.
     """
 
     claim: ScoreClaim
@@ -90,7 +89,7 @@ def _published(model: str, source: str) -> dict[str, float]:
 
 
 def _measured(claim: ScoreClaim, own: Mapping[str, Mapping[str, Score]]) -> str:
-    """Return a text that compares the claim's models by own measurements, or "" if there are none of both."""
+    """Return a text that compares the claim's models by the user's scores, or "" without a shared task."""
     first, second = (
         next((s for name, s in own.items() if _same(name, m)), {}) for m in (claim.first, claim.second)
     )

@@ -24,8 +24,8 @@ LANES = 16  # fp32 values in the widest vector: head dims must be a multiple
 def attention(q_BTHK: Tensor, k_BTGK: Tensor, v_BTGK: Tensor, starts_BT: Tensor | None = None) -> Tensor:
     """Return softmax(q·k / sqrt(K)) v of query t over keys ``starts[t]``..t, (B, T, H, K).
 
-    ``starts_BT`` int64 is the first token of each token's document and must not decrease along a row. None: 0
-    everywhere. Each KV head serves a group of query heads.
+    ``starts_BT`` int64 is the first token of each token's document and must not decrease along a row
+    (default: 0 everywhere). Each KV head serves a group of query heads.
     """
     if _native(q_BTHK, k_BTGK, v_BTGK):
         kind = q_BTHK.device.type

@@ -34,7 +34,7 @@ _GROUP = 32
 
 
 def path() -> str | None:
-    """Return the path to use. None: plain torch, because the user chose it or there is no native library.
+    """Return the path to use, or None for plain torch (by the user's choice, or without a native library).
 
     Warns once if it is not the fastest of all paths.
     Raises `QuantError` when ``HERD_ISA`` names one that is unknown or that this processor lacks.

@@ -115,7 +115,7 @@ class Llama(nn.Module):
     ) -> Tensor:
         """Return the hidden states (B, T, D) after the last norm.
 
-        ``positions_BT`` are int64 positions for RoPE. None: 0..T-1 in every row.
+        ``positions_BT`` are int64 positions for RoPE (default: 0..T-1 in every row).
         """
         if positions_BT is None:
             positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]

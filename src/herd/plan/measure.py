@@ -1,6 +1,6 @@
 """Measure this machine with torch, in about 30 s. The result is a `profile.Profile`.
 
-Every operator is timed as a model would use it. Matmuls alternate between so many matrices (`COLD` bytes)
+Every operator is timed as a model would use it. Matmuls alternate between enough matrices (`COLD` bytes)
 that none stays in a cache, because a forward pass uses each matrix once. Attention has a realistic length. A
 tiny model gives the time between operators. Each number is the median of several passes.
 """

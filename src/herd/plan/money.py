@@ -17,7 +17,7 @@ OVERHEAD = 1.25
 
 @dataclass(frozen=True)
 class Money:
-    """Cost in USD of some hours on a whole machine, with the prices used. None: no price is known."""
+    """Cost in USD of some hours on a whole machine, with the prices used, or None where no price is known."""
 
     rent: float | None
     rent_price: Price | None

@@ -24,7 +24,7 @@ from .profile import utc_now
 
 LEARN_FROM = 20
 """Number of latest events of a kind that a factor is learned from."""
-LEAST = 3
+MIN_EVENTS = 3
 """Fewest events for a factor, because two can agree by accident."""
 
 
@@ -110,7 +110,9 @@ def learned_factors(machine: str) -> dict[str, float]:
     Predictions are recorded without the factor, so the same error is not learned twice.
     """
     kinds = _by_kind(event for event in read_history() if event.machine == machine)
-    return {kind: _median_ratio(found[-LEARN_FROM:]) for kind, found in kinds.items() if len(found) >= LEAST}
+    return {
+        kind: _median_ratio(found[-LEARN_FROM:]) for kind, found in kinds.items() if len(found) >= MIN_EVENTS
+    }
 
 
 def _by_kind(events: Iterable[ScoredPrediction]) -> dict[str, list[ScoredPrediction]]:

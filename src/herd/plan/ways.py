@@ -38,7 +38,7 @@ READING = 5.0
 class WeightFormat:
     """A format of weights: how they are stored and multiplied.
 
-    ``kld`` is the published mean KL divergence from 16 bits in nats. None: unknown.
+    ``kld`` is the published mean KL divergence from 16 bits in nats, or None if it is unknown.
     """
 
     name: str
@@ -131,7 +131,7 @@ class MeasuredTarget:
     def kv_names(self) -> Sequence[str]:
         return [kind for kind in ("bf16", "int8") if kind in self.profile.attention_decode]
 
-    def tp_for(self, found: Way) -> int | None:
+    def tp_for(self, way: Way) -> int | None:
         """Return None, because there is only this machine."""
         return None
 
@@ -205,14 +205,14 @@ class CatalogueTarget:
         device = self.machine.device
         return device.memory * {"gpu": 0.92, "apple": 0.75, "cpu": 0.9}[device.kind] * self.tp
 
-    def tp_for(self, found: Way) -> int | None:
-        """Return the number of devices (a power of two) that ``found`` needs. None: no number suffices."""
-        config = SIZES[found.size]
+    def tp_for(self, way: Way) -> int | None:
+        """Return the number of devices (a power of two) that ``way`` needs. None: no number suffices."""
+        config = SIZES[way.size]
         for tp in (1 << n for n in range(1, 8)):
             if self.tp < tp and not (config.n_heads % tp or config.ffn_dim % tp):
                 wider = CatalogueTarget(self.machine.with_devices(tp), tp)
-                working = round(wider.working_nbytes(config, found.context, found.batch))
-                if replace(found, working_nbytes=working).resident <= wider.capacity:
+                working = round(wider.working_nbytes(config, way.context, way.batch))
+                if replace(way, working_nbytes=working).resident <= wider.capacity:
                     return tp
         return None
 

@@ -126,14 +126,14 @@ def _add(squares: dict[str, list[Tensor]], name: str, rows: Tensor, columns: Ten
         squares[name] = [rows, columns]
 
 
-def predicted_loss(weight_RD: Tensor, format: Format, found: Sensitivity) -> float:
+def predicted_loss(weight_RD: Tensor, format: Format, sensitivity: Sensitivity) -> float:
     """Return the predicted KL divergence (nats per token) of rounding a matrix to ``format``."""
     step = max(1, len(weight_RD) // SAMPLED_ROWS)
     sample_RD = weight_RD[::step].float()
-    rows_RB = blocks.encode(sample_RD, format, importance_D=found.columns_D)
-    errors_R = (blocks.decode(rows_RB, format) - sample_RD).square() @ found.columns_D
+    rows_RB = blocks.encode(sample_RD, format, importance_D=sensitivity.columns_D)
+    errors_R = (blocks.decode(rows_RB, format) - sample_RD).square() @ sensitivity.columns_D
     share = len(weight_RD) / len(sample_RD)
-    return 0.5 * share * float(errors_R @ found.rows_R[::step])
+    return 0.5 * share * float(errors_R @ sensitivity.rows_R[::step])
 
 
 def predicted_losses(

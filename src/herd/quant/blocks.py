@@ -38,8 +38,8 @@ def encode(x_RD: Tensor, format: Format, name: str = "weight", importance_D: Ten
 
     Errors of columns are weighted by ``importance_D`` (the mean square of the matrix's inputs). Without it,
     F16, BF16 and the formats of 32 weights with even steps are bit-identical with ggml's reference. Raises
-    `QuantError` for rows that do not divide, weights that are not finite and weights beyond the format's
-    range.
+    `QuantError` for rows with an incomplete block, weights that are not finite and weights beyond the
+    format's range.
     """
     require_fit(x_RD.shape, format, name)
     R, D = x_RD.shape
@@ -78,7 +78,7 @@ def all_finite(blocks_RB: Tensor, format: Format) -> bool:
 def fit_grid(x_RD: Tensor, format: Format, importance_D: Tensor | None = None) -> Grid:
     """Return the grid of a packed format with the least squared error. Slower than `encode`.
 
-    Columns are weighted by ``importance_D``. None: larger weights count a little more.
+    Columns are weighted by ``importance_D``. Without it, larger weights count a little more.
     """
     require_fit(x_RD.shape, format)
     codec = CODECS[format.name]

@@ -38,7 +38,7 @@ class Codec(ABC):
     """The fields of a block and their bytes, in order."""
     levels: ClassVar[Levels]
     scales: ClassVar[Levels | None] = None
-    """The integers that multiply ``d`` and ``m``. None: a block has one group."""
+    """The integers that multiply ``d`` and ``m``, or None if a block has one group."""
     group: ClassVar[int] = 32
     """Number of weights with the same step."""
 

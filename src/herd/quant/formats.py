@@ -125,7 +125,7 @@ class Scheme:
         return {part: getattr(self, part).name for part in ("linears", "embeddings", "head")}
 
     def of(self, name: str, shape: Sequence[int], tied: bool) -> Format:
-        """Return the format of the parameter ``name``. Raises `QuantError` if its rows do not divide."""
+        """Return the format of a parameter. Raises `QuantError` if its rows have an incomplete block."""
         if len(shape) < 2:
             return F32
         if name == "lm_head.weight" or (tied and name == "model.embed_tokens.weight"):
@@ -136,7 +136,7 @@ class Scheme:
         return chosen
 
     def plan(self, config: ModelConfig) -> dict[str, Format]:
-        """Return the format of every parameter. Raises `QuantError` for rows that do not divide."""
+        """Return the format of every parameter. Raises `QuantError` for rows with an incomplete block."""
         return {name: self.of(name, shape, config.tie_embeddings) for name, shape in config.param_shapes()}
 
     def nbytes(self, config: ModelConfig) -> int:

@@ -43,7 +43,7 @@ DAMPING = 0.01
 def quantize_matrix(weight_RD: Tensor, moments_DD: Tensor, format: Format, name: str = "weight") -> Tensor:
     """Return blocks (R, B) uint8 of a matrix, given ``moments_DD``, the mean of x x^T over its inputs.
 
-    Raises `QuantError` for rows that do not divide and for values that are not finite.
+    Raises `QuantError` for rows with an incomplete block and for values that are not finite.
     """
     require_fit(weight_RD.shape, format, name)
     if not bool(torch.isfinite(weight_RD).all() and torch.isfinite(moments_DD).all()):

@@ -139,7 +139,7 @@ class QuantEmbedding(nn.Module):
 def swap_linears(model: LlamaLM, scheme: Scheme) -> LlamaLM:
     """Quantize a model in place, one matrix at a time, and return it. Norms are unchanged.
 
-    Raises `QuantError`, with the model unchanged, if rows do not divide or weights are not finite.
+    Raises `QuantError`, with the model unchanged, if rows have an incomplete block or weights are not finite.
     """
     tied, dtype = model.config.tie_embeddings, model.dtype
     plan = scheme.plan(model.config)

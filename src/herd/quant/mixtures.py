@@ -115,7 +115,7 @@ def named_scheme(to: str, config: ModelConfig, *, with_importance: bool = False)
 
 
 def with_parts(chosen: Scheme, config: ModelConfig, embeddings: str | None, head: str | None) -> Scheme:
-    """Return the scheme with other formats of embeddings and head. None: no change."""
+    """Return the scheme with other formats of embeddings and head, where they are given."""
     formats = chosen.plan(config)
     parts = {"model.embed_tokens.weight": embeddings, "lm_head.weight": head}
     if config.tie_embeddings:

@@ -42,7 +42,8 @@ def random_quantized(
 ) -> LlamaLM:
     """Return a model of ``config`` with random blocks that computes in ``dtype``.
 
-    ``progress`` is called with the bytes done and the total. Raises `QuantError` if rows do not divide.
+    ``progress`` is called with the bytes done and the total. Raises `QuantError` if rows have an incomplete
+    block.
     """
     formats, total, done = plan.plan(config), plan.nbytes(config), 0
     shapes = dict(config.param_shapes())
@@ -76,7 +77,7 @@ def random_rows_of(config: ModelConfig, formats: Mapping[str, Format], seed: int
 def random_rows(shape: Sequence[int], format: Format, seed: int | Sequence[int]) -> Tensor:
     """Return the bytes (R, B) uint8 of a random matrix (R, D).
 
-    Raises `QuantError` for rows that do not divide and for formats without random weights.
+    Raises `QuantError` for rows with an incomplete block and for formats without random weights.
     """
     if format not in _FLOATS and format.name not in CODECS:
         raise QuantError(

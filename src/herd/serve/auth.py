@@ -33,7 +33,7 @@ POLL_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Principal:
-    """Who makes a request. ``models`` None: every model. ``cache_group`` is the `tenant` of engine requests.
+    """The sender of a request. ``models`` None means all. ``cache_group`` is the `tenant` of engine requests.
 
     ``tools`` are groups of tools on the server that it was granted. An administrator may use all of them.
 
@@ -100,7 +100,7 @@ class Authenticator:
         return self._store is None or self._store.path is not None
 
     def authenticate(self, authorization: Iterable[str], api_key: Iterable[str]) -> Principal:
-        """Return the sender of these header values. Raises `Unauthorized`, or `StoreError` if it is away."""
+        """Return the sender of a request with these headers. Raises `Unauthorized`, or `StoreError`."""
         if self._store is None:
             return Principal.local()
         tokens = {token for value in authorization if (token := _bearer(value)) is not None} | set(api_key)

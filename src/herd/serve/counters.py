@@ -27,7 +27,7 @@ from .errors import ApiError
 SLOTS = 16_384
 """Most requests that one server can have open."""
 PROMPT = SLOTS
-"""Offset of a request's counter of prompt tokens. 0 in that counter: as many as were reserved."""
+"""Offset of a request's counter of prompt tokens. 0 in that counter means the reserved number."""
 SUFFIX = ".counters"
 _NBYTES = 2 * SLOTS * 8
 _BEGUN, _TOKEN_BITS = 1 << 63, 31

@@ -63,7 +63,7 @@ class BudgetExceeded(ApiError):
 
 
 class RateLimited(ApiError):
-    """More requests or tokens per minute than the key allows. ``retry_after`` None: no wait can help."""
+    """More requests or tokens per minute than allowed. ``retry_after`` is None if waiting cannot help."""
 
     def __init__(self, message: str, retry_after: float | None) -> None:
         super().__init__(

@@ -21,7 +21,7 @@ EndReason = Literal["stop", "length", "tool_calls"]
 class ScoredToken:
     """The bytes of a token and its log-probability in nats.
 
-    ``top`` has the most likely tokens in its place, best first. ``logprob`` None: the token is the first of a
+    ``top`` has the most likely tokens in its place, best first. ``logprob`` is None for the first token of a
     text, which nothing predicts. ``id`` and ``top_ids`` are known for models of this process.
     """
 

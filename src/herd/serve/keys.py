@@ -55,7 +55,7 @@ class TokenBudget(BaseModel):
 
 
 class KeyPolicy(BaseModel):
-    """The permissions of a key. ``models`` None: every model. Limits None: no limit.
+    """The permissions of a key. None means every model for ``models``, and no limit for a limit.
 
     Keys with the same ``cache_group`` share cached prompt beginnings. By default a key shares with no other.
     ``tools`` are names of tools that run on the server, or of MCP servers.

@@ -1,9 +1,9 @@
-"""Signs of life of the servers on one shared database, to tell a server that is gone from a busy one.
+"""Heartbeats of the servers on one shared database, to tell a dead server from a busy one.
 
-Each server counts up its row of the table ``servers``. It also watches the rows of the others. A server whose
-count did not change for `LEASE_SECONDS`, in which the database always answered, is taken for dead: its
-machine is gone, and the counters on its disk with it. Only counts are compared, so the clocks of the machines
-may differ.
+Each server increments the count in its row of the table ``servers``, and watches the rows of the others. A
+server whose count did not change for `LEASE_SECONDS`, in which the database always answered, is considered
+dead: its machine is lost, and with it the counters of its open requests. Only counts are compared, so the
+clocks of the machines may differ.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ LEASE_SECONDS = 900.0
 
 
 class Leases:
-    """A thread that shows that the server ``name`` lives, and notices dead servers.
+    """A thread that sends the heartbeats of the server ``name``, and notices dead servers.
 
-    It calls ``release`` with the name of each dead server, and then deletes the server's row.
+    It calls ``settle_dead`` with the name of each dead server, and then deletes the server's row.
     """
 
     def __init__(
         self,
         store: Store,
         name: str,
-        release: Callable[[str], object],
+        settle_dead: Callable[[str], object],
         beat_seconds: float = BEAT_SECONDS,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        self._store, self._name, self._release = store, name, release
+        self._store, self._name, self._settle_dead = store, name, settle_dead
         self._beat_seconds, self._lease_seconds = beat_seconds, lease_seconds
         self._seen: dict[str, tuple[int, float]] = {}  # the count of each other server, and since when
         self._closing = threading.Event()
@@ -49,7 +49,7 @@ class Leases:
         self._thread.start()
 
     def beat(self) -> None:
-        """Count up, and release the servers that are dead. Raises `StoreError` if the store is away."""
+        """Send a heartbeat, and settle dead servers. Raises `StoreError` if the store is unavailable."""
         mine = servers.c.name == self._name
         count_up = servers.update().where(mine).values(beats=servers.c.beats + 1)
         with self._store.write() as connection:
@@ -61,8 +61,8 @@ class Leases:
         self._seen = {name: (beats, before[name][1] if name in unchanged else now) for name, beats in others}
         for name, (beats, since) in list(self._seen.items()):
             if now - since >= self._lease_seconds:
-                log.warning("server %s gives no sign of life: its reservations are released", name)
-                self._release(name)
+                log.warning("server %s sends no heartbeat: its reservations are released", name)
+                self._settle_dead(name)
                 self.forget(name, beats)
 
     def close(self, *, signs_off: bool) -> None:
@@ -76,7 +76,7 @@ class Leases:
             log.warning("this server could not sign off: %s", error)
 
     def forget(self, name: str, beats: int | None = None) -> None:
-        """Delete the row of a server, unless it has counted on from ``beats``."""
+        """Delete the row of a server, unless it has sent a heartbeat since ``beats``."""
         where = servers.c.name == name
         if beats is not None:
             where = sql.and_(where, servers.c.beats == beats)
@@ -88,5 +88,5 @@ class Leases:
             try:
                 self.beat()
             except StoreError as error:
-                log.warning("no sign of life could be given: %s", error)
-                self._seen.clear()  # the others could not give one either
+                log.warning("no heartbeat could be sent: %s", error)
+                self._seen.clear()  # the others could not send one either

@@ -87,7 +87,7 @@ class ModelPool:
         self._next_change = asyncio.Event()
 
     def find(self, name: str | None) -> ModelSlot:
-        """Return the model that clients call ``name``. None: the first one. Raises `NotFound`."""
+        """Return the model that clients call ``name``, or the first one if it is None. Raises `NotFound`."""
         if not self.slots:
             raise Overloaded("no upstream has told its models yet; try again later")
         if name in (None, ""):

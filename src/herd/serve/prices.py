@@ -38,7 +38,7 @@ class TokenPrice:
         return -(-total // MICRO)
 
     def worst_cost(self, prompt_tokens: int, completion_tokens: int) -> int:
-        """Return the most that a request with so many tokens can cost, whatever part of it is cached."""
+        """Return the most that a request with these tokens can cost, whatever part of them is cached."""
         cached = prompt_tokens if self.cached > self.prompt else 0
         return self.cost(prompt_tokens, cached, completion_tokens)
 

@@ -59,7 +59,7 @@ class AnswerSource(ABC):
     @property
     @abstractmethod
     def prompt_tokens(self) -> int:
-        """The number of the prompts' tokens to bill, as far as it is known now. 0: as many as were reserved.
+        """The number of the prompts' tokens to bill, as far as it is known now, or 0 for the reserved number.
 
         Cheap, like `cached_tokens`: it is read before each write.
         """

@@ -49,14 +49,14 @@ class AnswerStep:
 
     @property
     def cost(self) -> dict[str, str] | None:
-        """The cost of what the client has. None: the model has no price."""
+        """The cost of what the client has received, or None if the model has no price."""
         source = self.source
         return self.reservation.cost(self.delivered, source.cached_tokens, source.prompt_tokens)
 
     def close(self, status: Any) -> None:
         """Cancel what is still generated, and settle the bill."""
         self.source.cancel()
-        # An answer of which nothing was delivered bills nothing, but what was computed counts towards the
+        # An answer of which nothing was delivered is not billed, but what was computed counts towards the
         # key's limits.
         n_tokens = self.delivered or self.source.usage.completion_tokens
         self.reservation.settle(n_tokens, self.source.cached_tokens, status, self.source.prompt_tokens)
@@ -163,7 +163,7 @@ class ToolAgent:
         steps: Sequence[AnswerStep],
         warnings: list[str],
     ) -> AnswerStep | None:
-        """Ask the model again with the results of its calls. None: a limit is reached, see ``warnings``."""
+        """Call the model again with its tools' results. At a limit, add to ``warnings`` and return None."""
         usages = [step.source.usage for step in steps]
         completion = sum(usage.completion_tokens for usage in usages)
         total = completion + sum(usage.prompt_tokens for usage in usages)

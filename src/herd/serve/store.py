@@ -82,7 +82,7 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[sql.Connection]:
-        """Yield a connection that sees one moment of the store. Raises `StoreError` if the store is away."""
+        """Yield a connection that sees one state of the store. Raises `StoreError` if that is unavailable."""
         with self._translated(), self._engine.connect() as connection:
             yield connection
 
@@ -91,7 +91,7 @@ class Store:
         """Yield a connection with a transaction, committed at the end of the block unless it raises.
 
         ``durable``: the commit is flushed to the disk, so that it also survives a power failure. Raises
-        `StoreError` if the store is away or its disk is full. Nothing was changed then.
+        `StoreError` if the store is unavailable or its disk is full. Nothing was changed then.
         """
         with self._turn, self._translated(), self._engine.connect() as connection:
             connection.execution_options(herd_write=True)
@@ -137,7 +137,8 @@ class Store:
         except IntegrityError:
             raise
         except (DBAPIError, sql.exc.TimeoutError) as error:
-            raise StoreError(f"the store of keys is away ({_reason(error)}); try again later") from error
+            reason = _reason(error)
+            raise StoreError(f"the store of keys is unavailable ({reason}); try again later") from error
 
 
 def cache_secret(store: Store) -> bytes:

@@ -32,7 +32,7 @@ class StreamOptions(RequestModel):
 
 
 class SamplingFields(RequestModel):
-    """The fields that OpenAI's chat completions and completions share. None: the checkpoint's setting."""
+    """The fields that OpenAI's chat completions and completions share. By default the checkpoint decides."""
 
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)

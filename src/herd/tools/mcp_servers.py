@@ -45,7 +45,7 @@ MAX_TOOLS, MAX_PAGES = 256, 32
 class ServerEntry(BaseModel):
     """A server in the file: a program (``command``, ``args``, ``env``) or an address with ``headers``.
 
-    ``timeout_ms`` is the longest that a call may take, in milliseconds. None: `CALL_SECONDS`.
+    ``timeout_ms`` is the longest that a call may take, in milliseconds (default: `CALL_SECONDS`).
     """
 
     model_config = ConfigDict(extra="ignore", strict=True)

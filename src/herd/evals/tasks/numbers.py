@@ -101,7 +101,7 @@ def _join_thousands(text: str) -> str:
 
 
 def _value(number: re.Match[str], thousands: str) -> Fraction | None:
-    """Return the value of a number with an optional fraction after it. None: its separators are wrong."""
+    """Return the value of a number and an optional fraction, or None if its separators are wrong."""
     digits = number["digits"]
     separators = [char for char in digits if char in ".,"]
     if separators:

@@ -26,7 +26,7 @@ from .word_problems import Gsm8k, Mgsm
 
 @dataclass(frozen=True)
 class TaskEntry:
-    """A task of a suite. ``shots`` None: the task's usual number."""
+    """A task of a suite. ``shots`` defaults to the task's usual number."""
 
     task: str
     shots: int | None = None
