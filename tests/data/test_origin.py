@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -167,6 +168,7 @@ name: tiny
 model:
   shape: {{vocab_size: {vocab}, dim: 16, n_layers: 1, n_heads: 2, n_kv_heads: 1, ffn_dim: 16,
     max_context: 64}}
+  init_std: {init_std}
 tokenizer: {tokenizer}
 data: {data}
 objective: {{kind: lm}}
@@ -177,12 +179,15 @@ out: {out}
 """
 
 
-def train(base: Path, *, vocab: int = 600, tokenizer: str = "", data: str = "", seed: int = 0):
+def train(
+    base: Path, *, vocab: int = 600, tokenizer: str = "", data: str = "", seed: int = 0, init_std: float = 0.02
+):
     text = RECIPE.format(
         vocab=vocab,
         tokenizer=tokenizer or f"{{train_vocab: {vocab}}}",
         data=data or f'{{kind: text, paths: ["{base}/text"], heldout_rows: 2}}',
         seed=seed,
+        init_std=init_std,
         out=base / "out",
     )
     return run_recipe(parse_recipe(text))
@@ -257,6 +262,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
         (other_tokenizer, r"train_vocab was 600 and is now None"),
         (lambda run: {"vocab": 601}, r"train_vocab was 600 and is now 601"),
         (lambda run: {"seed": 1}, r"train\.seed was 0 and is now 1"),
+        (lambda run: {"init_std": 0.1}, r"model\.init_std was 0\.02 and is now 0\.1"),
         (
             lambda run: {"data": f'{{kind: text, paths: ["{run}/text"], split: student}}'},
             r"split was 'teacher' and is now",
@@ -301,6 +307,7 @@ def test_edited_dialogs_stop_the_run(trained: Path, tmp_path: Path) -> None:
         tokenizer=f'{{path: "{trained}/out/tokenizer"}}',
         data=f'{{kind: dialogs, path: "{tmp_path}/d.jsonl"}}',
         seed=0,
+        init_std=0.02,
         out=tmp_path / "out",
     )
     text = text.replace("kind: lm", "kind: sft").replace("context: 16", "context: 64")
@@ -319,6 +326,7 @@ def test_other_shards_stop_the_run(trained: Path, tmp_path: Path) -> None:
             tokenizer=f'{{path: "{trained}/out/tokenizer"}}',
             data=f'{{kind: shards, folder: "{shards}"}}',
             seed=0,
+            init_std=0.02,
             out=tmp_path / "out",
         )
         run_recipe(parse_recipe(text))
@@ -329,6 +337,25 @@ def test_other_shards_stop_the_run(trained: Path, tmp_path: Path) -> None:
     shutil.copytree(trained / "out" / "shards" / "heldout", tmp_path / "shards")
     with pytest.raises(DataError, match=r"shards/index\.json has other content"):
         start(tmp_path / "shards")
+
+
+def test_another_parent_of_the_same_shape_stops_the_run(trained: Path, tmp_path: Path) -> None:
+    """Lineage must not name weights that the run never read."""
+    start, teacher = tmp_path / "start", tmp_path / "teacher"
+    for folder in (start, teacher):
+        shutil.copytree(trained / "out" / "model", folder)
+    source = f'{{kind: text, paths: ["{trained}/text"], heldout_rows: 2}}'
+    text = RECIPE.format(vocab=600, tokenizer="", data=source, seed=0, init_std=0.02, out=tmp_path / "out")
+    text = re.sub("model:.*?tokenizer: ", f'model: {{start: "{start}"}}', text, flags=re.DOTALL)
+    recipe = parse_recipe(text.replace("kind: lm", f'kind: distil, teacher: "{teacher}"'))
+    run_recipe(recipe)
+    for folder in (start, teacher):
+        weights = folder / "model.safetensors"
+        before = weights.read_bytes()
+        weights.write_bytes(before[:-8] + bytes(8))
+        with pytest.raises(DataError, match=rf"the {folder.name} model .SHA-256. was '\w+' and is now"):
+            run_recipe(recipe)
+        weights.write_bytes(before)
 
 
 def test_truncated_shards_are_refused(run: Path) -> None:

@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(base, tmp_path)
         'distil, teacher: "{base}/teacher/model"', "lm"
     )
     with pytest.raises(RecipeError, match="tokenizer has 600 ids, the model's vocabulary is 599"):
-        run_recipe(recipe(small, base))
+        run_recipe(recipe(small.replace("{base}/student", str(tmp_path / "small")), base))
     with pytest.raises(RecipeError, match=r"parallel.ranks=2, started are 1"):
         run_recipe(recipe(STUDENT, base, ranks=2))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from ..llama.config import SIZES, ModelConfig, RopeScaling, extended
 from .adapters import AdapterSection
 from .config import TrainConfig, TrainSettings
 from .objectives import AnyObjective
+from .old_keys import RENAMED, rename_keys
 from .optimizers import AnyOptimizer
 from .recipe_yaml import KeyPath, dotted, read_yaml
 from .rounding import RoundingSection
@@ -196,21 +198,6 @@ class Recipe(Section):
 # Reading ----------------------------------------------------------------------------------------------------
 
 
-RENAMED = {
-    "train.batch_rows": "train.batch_size",
-    "train.micro_rows": "train.micro_batch_size",
-    "train.remat": "train.activation_checkpointing",
-    "train.anneal_steps": "schedule.decay_steps",
-    **{f"train.{key}": f"optimizer.{key}" for key in ("lr", "weight_decay", "betas", "eps", "clip")},
-    **{f"train.{key}": f"schedule.{key}" for key in Cosine.model_fields if key != "kind"},
-    "data.text": "data.paths, with data.kind: text",
-    "data.shards": "data.folder, with data.kind: shards",
-    "data.dialogs": "data.path, with data.kind: dialogs",
-    "data.made_dialogs": "data.count, with data.kind: made_dialogs",
-}
-"""Keys of earlier recipes, refused with a message that names the new key."""
-
-
 def read_recipe(path: Path | str) -> Recipe:
     """Read and check the recipe in a YAML file. Raises `RecipeError`: ``FILE:LINE: problem``."""
     path = Path(path)
@@ -227,6 +214,8 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     data, lines = read_yaml(text, where)
     if not isinstance(data, dict):
         raise RecipeError(f"{where}:1: a recipe is a mapping of keys, not {type(data).__name__}")
+    if renamed := rename_keys(data, lines):
+        warnings.warn(f"{where}: reading keys by their present names: {', '.join(renamed)}", stacklevel=2)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -251,15 +240,12 @@ def _problem(detail: ErrorDetails, lines: dict[KeyPath, int]) -> tuple[int, str]
         return _line(at, lines), context["reason"]
     if detail["type"].startswith("union_tag"):
         kinds = detail["ctx"].get("expected_tags") or ", ".join(_kinds(str(at[0])))
-        old = [key for key in detail["input"] if f"{dotted(at)}.{key}" in RENAMED]
-        if old and "kind" not in detail["input"]:
-            return _renamed((*at, old[0]), lines)
         at = (*at, "kind")
         given = f"={detail['input']['kind']!r}: " if "kind" in detail["input"] else " is missing; "
         return _line(at, lines), f"{dotted(at)}{given}give one of {kinds}"
     if detail["type"] == "extra_forbidden":
         if dotted(at) in RENAMED:
-            return _renamed(at, lines)
+            return _line(at, lines), f"{dotted(at)} is now {RENAMED[dotted(at)]}"
         known = _keys(at[:-1], tag)
         near = difflib.get_close_matches(str(at[-1]), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
@@ -278,10 +264,6 @@ def _without_tags(loc: KeyPath) -> tuple[KeyPath, str]:
     if loc[:2] == ("data", "mix") and len(loc) > 3:  # data.mix.0.copy.weight
         tag, loc = str(loc[3]), loc[:3] + loc[4:]
     return loc, tag
-
-
-def _renamed(at: KeyPath, lines: dict[KeyPath, int]) -> tuple[int, str]:
-    return _line(at, lines), f"{dotted(at)} is now {RENAMED[dotted(at)]}"
 
 
 def _line(at: KeyPath, lines: dict[KeyPath, int]) -> int:

@@ -83,10 +83,12 @@ def _train(
     on_begin: Callable[[LlamaLM, Tokenizer], None] | None,
     on_evaluate: Callable[[dict[str, float]], None] | None,
 ) -> tuple[Path, TrainResult]:
+    parents: dict[str, str] = {}
     if ranks.first:  # the other ranks use the data that this one prepared
-        bind_data(recipe, out)
+        parents = parent_hashes(recipe)
+        bind_data(recipe, out, parents)
         prepare(recipe, config, out)
-        bind_data(recipe, out)  # refuses text that was edited while it was read
+        bind_data(recipe, out, parents)  # refuses text that was edited while it was read
     ranks.barrier()
     tokenizer, data = prepare(recipe, config, out)
     if recipe.data.kind != "mix" and ranks.first:  # a mix warns for each of its sources
@@ -115,7 +117,15 @@ def _train(
         evaluate=evaluate if data.heldout or data.probes else None,
         on_step=on_step,
     )
-    lineage = _lineage(recipe, data.hash) if ranks.first else None
+    lineage = None
+    if ranks.first:
+        lineage = Lineage(
+            name=recipe.name,
+            stage=recipe.objective.kind,
+            parents=parents,
+            recipe=recipe.model_dump(mode="json"),
+            data_hash=data.hash,
+        )
     if rounding is not None:
         write_gguf_folder(
             out / "model", config, rounding.formats, rounding.rows, tokenizer, recipe.name, lambda: lineage
@@ -138,21 +148,30 @@ def _train(
 # The data ---------------------------------------------------------------------------------------------------
 
 
-def bind_data(recipe: Recipe, out: Path) -> None:
-    """Tie the data under ``out`` to the content of its sources and the settings it depends on.
+def parent_hashes(recipe: Recipe) -> dict[str, str]:
+    """Return the hash of the weights of every model that the run reads, by its role. Reads all of them."""
+    sources = {"start": recipe.model.start, **recipe.objective.parents()}
+    return {role: checkpoint_hash(source) for role, source in sources.items() if source is not None}
 
+
+def bind_data(recipe: Recipe, out: Path, parents: dict[str, str] | None = None) -> None:
+    """Tie what is under ``out`` to the content of its sources, its parents and the settings it depends on.
+
+    ``parents`` are those of `parent_hashes`, which are computed if they are not given.
     Raises `DataError` for changes since the data was prepared: an edited file, another tokenizer, ...
     """
     spec = recipe.tokenizer
+    parents = parent_hashes(recipe) if parents is None else parents
     files, settings = recipe.data.origin()
     settings |= {
         "data.kind": recipe.data.kind,
         "train.seed": recipe.train.seed,
         "tokenizer.train_vocab": spec.train_vocab if spec is not None else None,
+        "model.init_std": recipe.model.init_std,
+        **{f"the {role} model (SHA-256)": digest for role, digest in parents.items()},
     }
-    if recipe.adapter is not None:  # the weights that it adapts are not in the state
+    if recipe.adapter is not None:
         settings["adapter"] = recipe.adapter.model_dump(mode="json")
-        settings["model.start (SHA-256)"] = checkpoint_hash(str(recipe.model.start))
     if spec is None or spec.train_vocab is None:
         settings["tokenizer (SHA-256)"] = _tokenizer(recipe, out).sha256
     bind(
@@ -268,18 +287,6 @@ def objective_of(recipe: Recipe, ranks: Ranks) -> Objective:
         return spread(load_config(source), source, 0, ranks, compute, compute).requires_grad_(False)
 
     return recipe.objective.build(load_frozen)
-
-
-def _lineage(recipe: Recipe, data_hash: str) -> Lineage:
-    """Return the result's lineage. It reads the parents' weights, for their hashes."""
-    sources = {"start": recipe.model.start, **recipe.objective.parents()}
-    return Lineage(
-        name=recipe.name,
-        stage=recipe.objective.kind,
-        parents={role: checkpoint_hash(source) for role, source in sources.items() if source is not None},
-        recipe=recipe.model_dump(mode="json"),
-        data_hash=data_hash,
-    )
 
 
 def _save(
