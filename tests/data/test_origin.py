@@ -180,7 +180,13 @@ out: {out}
 
 
 def train(
-    base: Path, *, vocab: int = 600, tokenizer: str = "", data: str = "", seed: int = 0, init_std: float = 0.02
+    base: Path,
+    *,
+    vocab: int = 600,
+    tokenizer: str = "",
+    data: str = "",
+    seed: int = 0,
+    init_std: float = 0.02,
 ):
     text = RECIPE.format(
         vocab=vocab,

@@ -81,6 +81,16 @@ def test_an_answer_is_judged_by_what_its_line_holds(write, question, answer, rig
     json.dumps(judged.extracted)
 
 
+@pytest.mark.parametrize("question", [{"pattern": "(a|aa)+$"}, {"schema": {"pattern": "(a|aa)+$"}}])
+def test_a_pattern_that_never_ends_is_stopped(write, question, monkeypatch):
+    monkeypatch.setattr("herd.evals.tasks.patterns.SECONDS", 0.1)
+    task = write({"question": "?", **question})
+    [item] = task.items(Data())
+    judged = task.judge(item, Answer(f'"{"a" * 200}b"'))
+    assert judged.value == 0.0
+    assert judged.why == "the pattern '(a|aa)+$' takes longer than 0.1 s"
+
+
 @pytest.mark.parametrize(
     "line, words",
     [

@@ -220,7 +220,11 @@ def test_a_recipe_of_an_earlier_version_means_the_same_and_its_new_keys_are_name
 
 @pytest.mark.parametrize(
     "old, new",
-    [("text: [corpus]", "shards: x"), ("text: [corpus]", "dialogs: x"), ("text: [corpus]", "made_dialogs: 9")],
+    [
+        ("text: [corpus]", "shards: x"),
+        ("text: [corpus]", "dialogs: x"),
+        ("text: [corpus]", "made_dialogs: 9"),
+    ],
 )
 def test_earlier_recipes_named_the_kind_of_data_by_its_key(old, new):
     text = OLD.replace(old, new).replace("train_vocab: 1024", "path: x")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
 from ...errors import DataError
+from .patterns import check_pattern, find
 
 _ANNOTATIONS = (
     "$schema", "$id", "$comment", "$defs", "definitions", "title", "description", "default", "examples",
@@ -74,6 +74,8 @@ def violation(value: Any, schema: Any) -> str:
         return next(_violations(value, schema, schema, "the answer"), "")
     except RecursionError:
         return "the answer is nested too deeply"
+    except TimeoutError as error:
+        return str(error)
 
 
 def _check(schema: Any, root: Any, where: str) -> None:
@@ -92,12 +94,7 @@ def _check(schema: Any, root: Any, where: str) -> None:
         if not isinstance(name, str) or name not in _TYPES:
             raise DataError(f"schema {where}: type {name!r} is unknown; types are {', '.join(_TYPES)}")
     for pattern in [schema.get("pattern", ""), *schema.get("patternProperties", {})]:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise DataError(
-                f"schema {where}: pattern {pattern!r} is not a regular expression ({error})"
-            ) from None
+        check_pattern(pattern, f"schema {where}: ")
     if "$ref" in schema:
         _resolve(schema["$ref"], root, where)
     for key in _SINGLE:
@@ -135,7 +132,7 @@ def _violations(value: Any, schema: Any, root: Any, where: str) -> Iterator[str]
             many = "characters" if kind == "Length" else kind.lower()
             limit = f"fewer than {least}" if len(value) < least else f"more than {most}"
             yield f"{where} has {len(value)} {many}, {limit}"
-    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+    if isinstance(value, str) and not find(schema.get("pattern", ""), value):
         yield f"{where} is {_short(value)}, which does not match {schema['pattern']}"
     if isinstance(value, list):
         yield from _array_violations(value, schema, root, where)
@@ -166,7 +163,7 @@ def _object_violations(
     known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
     for name, part in value.items():
         rules = [known[name]] if name in known else []
-        rules += [rule for pattern, rule in patterns.items() if re.search(pattern, name)]
+        rules += [rule for pattern, rule in patterns.items() if find(pattern, name)]
         for rule in rules or [schema.get("additionalProperties", True)]:
             yield from _violations(part, rule, root, f"{where}.{name}")
         yield from _violations(name, schema.get("propertyNames", True), root, f"the name {name!r}")

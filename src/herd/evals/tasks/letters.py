@@ -14,31 +14,33 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-_MARKUP = re.compile(r"\\(?:text|math)\w*(?=\{)|\\[()\[\]]|\*\*|__|[`$]")
+_MARKUP = re.compile(r"\\(?:text|math)\w*(?=\{)|\\[()\[\]]|\*\*|__|[`$]|</?(?:b|strong|i|em|u)>")
 _WORD = r"[^\W\u0e00-\u0e7f\u3040-\u9fff]"  # Thai, Japanese and Chinese have no spaces between words
 _LETTER = re.compile(rf"(?<!{_WORD})(?<!['+#&.-])[A-Za-z](?!{_WORD}|['+#&-]|\.\w|\s*=)")
 _OPENING, _CLOSING = " \n\"'([{:*>–-", "\"')]}*"
 _STATED = re.compile(
-    unicodedata.normalize("NFKC", r"(?:答案|答え|คำตอบ)[^\d\n]{0,8}$|")  # normalized like the text
+    unicodedata.normalize(  # like the text
+        "NFKC", r"(?:答案|答え|正解|คำตอบ)[^\d\n]{0,8}$|(?:[选選][择擇項项]?|ข้อ|उत्तर(?: है)?)$|"
+    )
     + r"\b(?:answer|choice|option|letter|correct|right|best|antwort|richtige?|respuesta"
-    r"|correcta|réponse|risposta|ответ|jibu)"
+    r"|correcta|réponse|risposta|resposta|ответ|jibu)"
     r"\b[^.!?\n]{0,40}?"
-    r"\b(?:is|be|was|ist|lautet|es|est|è|ni)"
+    r"\b(?:is|be|was|ist|lautet|es|est|è|é|é a|ni)"
     r"(?: (?:the|option|choice|letter|answer|la|die|opción|probably|clearly|definitely|therefore|likely"
     r"|most))*$"
-    r"|\b(?:answer|correct|antwort|lösung|respuesta|réponse|risposta|ответ|jibu)"
+    r"|\b(?:answer|correct|selected|antwort|lösung|respuesta|réponse|risposta|resposta|ответ|jibu)"
     r"(?: option| choice| letter)?$",
     re.IGNORECASE,
 )
 _RIGHT_AFTER = re.compile(
     r" (?:is|was|seems|must be|would be|ist|est|es) (?:the |clearly |definitely |most |la |die )*"
-    r"(?:correct|right|best|true|answer|richtig|respuesta|réponse)",
+    r"(?:correct|right|best|true|likely|answer|richtig|respuesta|réponse)",
     re.IGNORECASE,
 )
 _MARKED = re.compile(
-    r"(?:\b(?:option|choice|letter|so|therefore|thus|hence|but|it is|it's|it must be|choose|chose|pick"
-    r"|select|go with)"
-    r"(?: (?:it is|it's|the|option|choice|letter))*,?|=)$",
+    r"(?:\b(?:option|opción|opção|choice|letter|so|therefore|thus|hence|but|it is|it's|must be|choose|chose"
+    r"|pick|select|say|go with|definitely|probably|clearly)"
+    r"(?: (?:it is|it's|the|option|choice|letter|definitely|probably|clearly))*,?|=)$",
     re.IGNORECASE,
 )
 _DENIED_BEFORE = re.compile(
@@ -56,8 +58,13 @@ _NO_WORD_AFTER = re.compile(
     r"|seems|and|or)\b)"
 )
 _JOINED = re.compile(
-    r"[\"')]*\s*(?:,|/|&|\b(?:and|or|und|oder|et|ou|y|o|и|или)\b)\s*(?:the |option |choice )?[\"'(]*"
+    r"[\"')]*\s*(?:,|/|&|\b(?:and|or|und|oder|et|ou|y|o|и|или)\b)\s*"
+    r"(?:the |option |choice |maybe |possibly |perhaps )*[\"'(]*"
 )
+_ARTICLE = re.compile(r"^(?:an?|the) (?=\w)")
+_CORRECTED = re.compile(r"\b(?:actually|wait|correction)\b[^.!?\n]*$", re.IGNORECASE)
+_SENTENCE_BEFORE, _NOTHING_AFTER = re.compile(r"\w\w[.!?] $"), re.compile(r"[.!]?\s*(?:\n|$)")
+"""The surroundings of a choice that is a sentence by itself."""
 _UNSURE = re.compile(
     r"\b(?:do not|don't) know\b|\bnot (?:sure|certain)\b|\bcannot (?:be|say|tell|determine)", re.I
 )
@@ -83,7 +90,8 @@ def chosen_letter(text: str, letters: str, choices: Sequence[str]) -> str | None
     """
     text = _plain(text)
     bare = [_bare(choice) for choice in choices]
-    whole = [i for i, choice in enumerate(bare) if choice == _bare(text) and not _is_letter(choice)]
+    said = _ARTICLE.sub("", _bare(text))
+    whole = [i for i, c in enumerate(bare) if _ARTICLE.sub("", c) == said and not _is_letter(c)]
     if len(whole) == 1:
         return letters[whole[0]]
     mentions = [_weighed(text, mention) for mention in _mentions(text, letters, bare)]
@@ -131,11 +139,14 @@ def _weighed(text: str, mention: _Mention) -> _Mention:
     before, after = opened.rstrip(_OPENING), closed.lstrip(_CLOSING)
     denied = _DENIED_BEFORE.search(before) or (_DENIED_AFTER.match(after) and not _RIGHT_AFTER.match(after))
     wrapped = opened.endswith(("(", "[", "{", '"')) and closed != after
+    alone = _SENTENCE_BEFORE.search(opened) and _NOTHING_AFTER.match(after)
     if _STATED.search(before) or _RIGHT_AFTER.match(after):
         strength = 3
     elif not re.search(r"\w", opened.rpartition("\n")[2]):
         strength = 2
-    elif wrapped or _MARKED.search(before):
+    elif _MARKED.search(before) and _CORRECTED.search(opened):
+        strength = 3
+    elif wrapped or _MARKED.search(before) or alone:
         strength = int(wrapped or mention.end - mention.start > 1 or not text[mention.start].islower())
     else:
         strength = int(mention.end - mention.start >= 4)

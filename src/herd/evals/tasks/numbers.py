@@ -37,6 +37,9 @@ _UNSURE = re.compile(
 _NUMBER = re.compile(
     r"(?<![A-Za-z_\d^])(?<!\d[.,:/])(?P<sign>[-+]?)(?P<digits>\d(?:[\d.,]{0,60}\d)?|\.\d{1,60})"
 )
+_MINUS = re.compile(r"\b(?:minus|negative|moins|menos|meno|минус) (?=\.?\d)", re.IGNORECASE)
+_MULTIPLES = {"dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9}
+_MULTIPLE = re.compile(rf"[ -]({'|'.join(_MULTIPLES)})\b", re.IGNORECASE)
 _FRACTION = re.compile(r"(?: (\d+))? ?/ ?(\d{1,9})(?![\d/])")
 _NO_RESULT_BEFORE = re.compile(
     r"\d[\d.,]*(?:\s*\w+)?\s*(?:[-~/]|\b(?:to|or|bis|oder|ou|или)\b)\s*$|between \S+ and $"
@@ -86,6 +89,7 @@ def _plain(text: str) -> str:
     text = re.sub(r"(?<=\d)(?:[\u00a0\u202f\u2009'’_٬]|\\[,!]\\?!?|\{,\})(?=\d{3}(?!\d))", "", text)
     text = unicodedata.normalize("NFKC", text).translate(str.maketrans("−–‐⁄٫’", "---/.'"))
     text = "".join(str(unicodedata.digit(char)) if char.isdecimal() else char for char in text)
+    text = _MINUS.sub("-", re.sub(r"\\(?:times|cdot)(?![a-z])", "*", text))
     text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
     text = re.sub(r"\\(?:text(?:bf)?|math(?:rm|bf))(?=\{)|\\(?=[$%])|\\[()\[\],! ]|\*\*|__|`", "", text)
     return re.sub(_CURRENCY, "", text)
@@ -124,4 +128,6 @@ def _value(number: re.Match[str], thousands: str) -> Fraction | None:
         if not int(over[2]):
             return None
         value = value + Fraction(int(over[1]), int(over[2])) if over[1] else value / int(over[2])
+    elif times := _MULTIPLE.match(number.string, number.end()):
+        value *= _MULTIPLES[times[1].lower()]
     return -value if number["sign"] == "-" else value

@@ -33,6 +33,7 @@ from .choice import ASK, LETTERS, judge_choice
 from .data import Data
 from .json_schema import check_schema, same_json, violation
 from .numbers import final_number
+from .patterns import check_pattern, find
 from .programs import run_tests
 from .task import Answer, Generate, GenerateJson, Item, Judgement, Mode, Rank, Request, Task
 
@@ -144,7 +145,7 @@ class OwnQuestions(Task):
         elif judge == "regex":
             gold = question.pattern
             doc["match"] = question.match
-            _check_pattern(question.pattern)
+            check_pattern(question.pattern or "")
         elif judge == "json_schema":
             check_schema(question.json_schema)
             doc["schema"] = question.json_schema
@@ -227,13 +228,6 @@ def _right_choice(answer: Any, choices: Sequence[str]) -> int:
     return found.pop()
 
 
-def _check_pattern(pattern: str | None) -> None:
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        raise DataError(f"pattern {pattern!r} is not a regular expression ({error})") from None
-
-
 def _acceptable(answer: Any) -> list[str]:
     """Return the answers that count as right."""
     several = answer if isinstance(answer, list) else [answer]
@@ -262,7 +256,10 @@ def _judge(item: Item, answer: Answer, sandbox: Sandbox | None = None) -> Judgem
     if judge == "choice":
         return judge_choice(item, answer, "acc")
     if judge == "regex":
-        found = getattr(re, item.doc["match"])(item.gold, text.strip())
+        try:
+            found = find(item.gold, text.strip(), item.doc["match"])
+        except TimeoutError as error:
+            return Judgement(0.0, why=str(error))
         return Judgement(float(bool(found)), found and found[0], why="" if found else "no match")
     if judge == "json_schema":
         return _judge_json(item, text)
