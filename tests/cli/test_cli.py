@@ -156,6 +156,13 @@ def test_a_closed_pipe_is_quiet():
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("name", ["a b", "../x", "", "..", "a/b", "a:b"])
+def test_a_name_that_cannot_be_a_recipes_is_refused_at_once(tmp_path, capsys, name):
+    assert cli.run(["raise", "--quick", "--name", name, "--runs", str(tmp_path / "runs")]) == 1
+    assert f"--name {name!r} must be letters" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_report_writes_the_page_and_prints_where(tmp_path, capsys):
     (tmp_path / "run.json").write_text("{}")
     assert cli.run(["report", str(tmp_path)]) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from herd.errors import PlanError
+from herd.errors import HerdError, PlanError
 from herd.plan import machines
 
 
@@ -91,7 +91,6 @@ def test_a_users_file_adds_and_replaces_entries(tmp_path, monkeypatch):
     [
         ("devices: [1]", "named entries"),
         ("gpus: {}", "sections"),
-        ("a: b: c", "not YAML"),
         ("devices: {X: {kind: cpu, bandwidth: 1, flops: {fp32: 1}}}", "memory: Field required"),
         ("devices: {X: {kind: cpu, memory: fast, bandwidth: 1, flops: {fp32: 1}}}", "memory='fast'"),
         ("devices: {X: {kind: cpu, memory: -1, bandwidth: 1, flops: {fp32: 1}}}", "greater than 0"),
@@ -107,3 +106,13 @@ def test_a_mistake_in_a_file_is_reported_in_one_line(tmp_path, text, said):
         machines.find_machine("X", file)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["devices:\n  X: &x {a: *x}", "devices:\n  X: !!timestamp 2026-13-45", "a: [\n"]
+)
+def test_a_file_that_is_not_yaml_is_refused_with_its_line(tmp_path, text):
+    file = tmp_path / "machines.yaml"
+    file.write_text(text)
+    with pytest.raises(HerdError, match=r"machines\.yaml:\d: "):
+        machines.read_catalogue(file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import yaml
 
 from herd.errors import HerdError, RecipeError
 from herd.train.recipe import check_recipe, parse_recipe, read_recipe
-from herd.train.recipe_yaml import read_yaml
+from herd.train.recipe_yaml import read_yaml, write_yaml
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -290,11 +291,30 @@ def test_several_errors_show_the_first_and_count_the_rest():
         "a: &a [*a]",
         "[" * 5000,
         "a: \x07",
+        "a: !!timestamp 2026-13-45",
+        "a: !!int abc",
+        "a: !!float x",
+        "a: !!bool maybe",
+        "a: !!binary '#'",
+        "a: !!set {x}",
+        "? [1, 2]\n: 3",
+        "a: " + "1" * 5000,
+        "a: 0x" + "f" * 5000,
+        "<<: 5",
     ],
 )
 def test_texts_that_are_no_recipes_are_refused(text):
     with pytest.raises(RecipeError, match=r"^recipe:\d+: .+$"):
         parse_recipe(text)
+
+
+def test_aliases_that_multiply_are_refused_before_they_fill_the_memory():
+    names = "abcdefghij"
+    text = "a: &a [x]\n" + "\n".join(
+        f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in pairwise(names)
+    )
+    with pytest.raises(RecipeError, match=r"^r:\d+: more than 100,000 entries, aliases included"):
+        read_yaml(text, "r")
 
 
 def test_an_alias_within_its_own_part_is_refused_with_its_line():
@@ -316,6 +336,15 @@ def test_an_alias_within_its_own_part_is_refused_with_its_line():
 def test_scalars_are_those_of_yaml_1_2(text, value):
     found = read_yaml(f"a: {text}", "r")[0]["a"]
     assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "value", ["1e5", "0o17", "0x1F", "1:30", "yes", "~", "", "<<", "2026-01-02", 1e-5, None, 7]
+)
+def test_what_is_written_is_read_back(value):
+    found = read_yaml(write_yaml({"a": [value]}), "r")[0]["a"]
+    assert (found, type(found[0])) == ([value], type(value))
+    assert yaml.safe_load(write_yaml({"a": [value]})) == {"a": [value]}  # also by readers of YAML 1.1
 
 
 def test_files_that_cannot_be_read(tmp_path):

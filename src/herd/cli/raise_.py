@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -39,8 +40,10 @@ def raise_command(
 
     if full and quick:
         raise RecipeError("--full and --quick exclude each other; give one of them")
-    if not name or Path(name).name != name:
-        raise RecipeError(f"--name {name!r} must be a plain folder name; give its parent folder with --runs")
+    if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):  # it is part of the names of recipes
+        raise RecipeError(
+            f"--name {name!r} must be letters, digits, '_', '.' and '-'; give its parent folder with --runs"
+        )
     keep_freed_memory()
     console = Console(stderr=json_)
     folder = runs / name

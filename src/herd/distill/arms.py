@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ..checkpoint import Lineage, ModelSource, checkpoint_hash, load_model, load_trainable, save_model
 from ..checkpoint.weights import common_dtype, read_index
@@ -29,6 +28,7 @@ from ..train.config import TrainConfig
 from ..train.objectives import lm
 from ..train.parallel import device_of_rank
 from ..train.recipe import read_recipe
+from ..train.recipe_yaml import write_yaml
 from ..train.run import run_recipe
 from .cells import SWEEP, Cells
 from .importance import Importance, best_block, importance, random_importance, uniform_layers
@@ -427,7 +427,7 @@ class Workshop:
             "out": str(folder / out),
         }
         path = folder / f"recipe-{out.removeprefix('run-')}.yaml"
-        path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        path.write_text(write_yaml(recipe), encoding="utf-8")
         return path
 
     def teacher_quality(self, vocab: int) -> Quality:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..files import write_atomically
 from ..train.recipe import Recipe, parse_recipe
+from ..train.recipe_yaml import write_yaml
 from .data import RunData
 from .plan import Phase, TrainingStage
 
@@ -32,7 +31,7 @@ def write_recipe(data: RunData, stage: TrainingStage, phase: Phase, model: dict[
         f"# {stage.title}. Written by herd raise. To train it with changes, copy this file, change it and\n"
         "# its 'out', and run: herd train FILE\n"
     )
-    text = head + yaml.safe_dump(content, sort_keys=False, width=100)
+    text = head + write_yaml(content)
     write_atomically(out / "recipe.yaml", text)
     return parse_recipe(text, str(out / "recipe.yaml"))
 

@@ -22,6 +22,7 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
 
 from ..errors import PlanError
+from ..train.recipe_yaml import read_yaml
 from .roofline import NO_LINK, Device, Efficiency, Link, Positive
 
 T = TypeVar("T")
@@ -172,7 +173,7 @@ def _entry(section: str, name: str, entries: Mapping[str, Any]) -> dict[str, Any
 def _checked(kind: type[T], section: str, name: str, values: Mapping[str, Any]) -> T:
     """Return an object of class ``kind`` with an entry's values.
 
-    Raises `PlanError` that names the entry and the field. YAML reads 80e9 as text, so text is converted to
+    Raises `PlanError` that names the entry and the field. PyYAML reads 80e9 as text, so text is converted to
     numbers.
     """
     try:
@@ -202,17 +203,17 @@ def find_machine(text: str, path: Path | str | None = None) -> Machine:
 
 @functools.cache
 def _shipped() -> dict[str, dict[str, Any]]:
-    return _read_file(Path(__file__).with_name("machines.yaml"))
+    text = Path(__file__).with_name("machines.yaml").read_text(encoding="utf-8")
+    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def _read_file(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        data = yaml.load(path.read_text(encoding="utf-8"), loader)
+        data, _ = read_yaml(path.read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise PlanError(f"machines file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PlanError(f"machines file {path} is not YAML: {str(error).splitlines()[0]}") from error
+    except UnicodeDecodeError as error:
+        raise PlanError(f"machines file {path}: not UTF-8 text at byte {error.start}") from error
     if not isinstance(data, dict) or not set(data) <= set(SECTIONS):
         raise PlanError(f"machines file {path}: the sections must be among {', '.join(SECTIONS)}")
     for section, entries in data.items():

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from ..checkpoint import (
@@ -43,6 +42,7 @@ from ..quant.linear import use_exact_products
 from ..text import Tokenizer
 from ..text.extend import ExtendedVocabulary, extend_vocabulary
 from ..train.recipe import parse_recipe
+from ..train.recipe_yaml import write_yaml
 from ..train.run import run_recipe
 
 BLOCK = 2_000
@@ -206,7 +206,7 @@ def _recipe(options: LanguageOptions, added: int) -> str:
         },
         "out": str(out / "run"),
     }  # fmt: skip
-    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=110)
+    return write_yaml(fields)
 
 
 def _write_rows(path: Path, texts: Iterable[str]) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..checkpoint import ModelSource
 from ..data.tuning import AnswerPair, Example, TuningRows, read_tuning
 from ..dtypes import fast_dtype
@@ -19,6 +17,7 @@ from ..machine import available_memory
 from ..text import Tokenizer
 from ..text.tool_support import with_tool_support
 from ..train.recipe import Recipe, parse_recipe
+from ..train.recipe_yaml import write_yaml
 from .method import MethodChoice, choose_method, default_lr
 from .options import TuneOptions
 
@@ -102,7 +101,7 @@ def prepare_run(options: TuneOptions) -> Prepared:
         fields["adapter"] = {"rank": options.rank, "packed": choice.method == "qlora"}
     if objective == "dpo":
         fields["objective"] |= {"reference": _absolute(options.model), "beta": options.beta}
-    text = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=110)
+    text = write_yaml(fields)
     recipe = parse_recipe(text, str(out / FILE))
     write_atomically(out / FILE, text)
     return Prepared(recipe, tokenizer, data, choice, source, tuple(notes))
