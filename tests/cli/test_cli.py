@@ -156,6 +156,45 @@ def test_a_closed_pipe_is_quiet():
     assert done.stderr == ""
 
 
+def test_the_home_folder_is_expanded_in_paths_and_never_in_texts(monkeypatch):
+    monkeypatch.setenv("HOME", "/h")
+    words = [
+        "chat",
+        "~/m",
+        "--schema=~/s",
+        "--out",
+        "~",
+        "-p",
+        "~/x",
+        "--stop=~/y",
+        "a~/b",
+        "~c/d",
+        "--x=a=~/b",
+    ]
+    seen = [
+        "chat",
+        "/h/m",
+        "--schema=/h/s",
+        "--out",
+        "/h",
+        "-p",
+        "~/x",
+        "--stop=~/y",
+        "a~/b",
+        "~c/d",
+        "--x=a=~/b",
+    ]
+    assert cli._expand_home(words) == seen
+
+
+def test_json_escapes_what_the_output_cannot_encode():
+    code = "from herd.cli.common import print_json; print_json({'a': 'é👍'})"
+    for encoding, text in (("ascii", r'"\u00e9\ud83d\udc4d"'), ("utf-8", '"é👍"')):
+        environment = os.environ | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+        assert text in done.stdout.decode(encoding)
+
+
 @pytest.mark.parametrize("name", ["a b", "../x", "", "..", "a/b", "a:b"])
 def test_a_name_that_cannot_be_a_recipes_is_refused_at_once(tmp_path, capsys, name):
     assert cli.run(["raise", "--quick", "--name", name, "--runs", str(tmp_path / "runs")]) == 1

@@ -139,6 +139,21 @@ def test_dialogs_without_weight_are_left_out_and_counted(tmp_path: Path) -> None
         assert messages_of(path) == [HI]
 
 
+def test_dialogs_without_an_answer_are_left_out_and_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write(tmp_path / "d.jsonl", {"messages": HI[:1]}, {"messages": HI}, [HI[0], HI[0]])
+    with pytest.warns(DataWarning, match="left out 2 dialogs without an answer"):
+        (rendered,) = rendered_dialogs(path, tokenizer)
+    assert rendered.ids == render(HI, tokenizer).ids
+
+
+def test_a_system_message_beside_the_messages_is_theirs(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", {"messages": HI, "system": "Be short"})
+    assert messages_of(path) == [ASKED]
+    path = write(tmp_path / "d.jsonl", {"messages": ASKED, "system": "Be long"})
+    with pytest.warns(DataWarning, match=r"ignored unknown fields: system \(1 times\)"):
+        assert messages_of(path) == [ASKED]
+
+
 def test_only_the_completion_of_a_prompt_with_messages_is_trained(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
@@ -199,6 +214,7 @@ def test_tools_and_calls_of_other_formats_reach_the_renderer(tmp_path: Path, tok
         ('{"conversations": [{"from": "gpt"}]}', "from='gpt'"),
         ('{"instruction": "a", "output": "b", "history": [1]}', "history is not a list"),
         ('{"chosen": [], "rejected": []}', "pair of preferences"),
+        (r'{"messages": [{"role": "user", "content": "\ud800"}]}', "lone surrogate"),
         ('{"messages": [], "form": "json"}', "now called 'tool_call_format'"),
         ('{"messages": [{"role": "user", "content": "a"}], "tools": "["}', "tools: not JSON"),
     ],
@@ -209,6 +225,13 @@ def test_a_bad_line_is_named(tmp_path: Path, tokenizer: Tokenizer, line: str, ma
     with pytest.raises(DataError, match=rf"d\.jsonl:3.*{match}") as error:
         list(rendered_dialogs(path, tokenizer))
     assert "\n" not in str(error.value)
+
+
+def test_lines_of_json_in_a_json_file_may_hold_line_separators(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    line = json.dumps({"messages": [HI[0], {**HI[1], "content": "a\u2028b\x85c"}]}, ensure_ascii=False)
+    path.write_text(f"{line}\n{line}\n", encoding="utf-8")
+    assert [messages[1]["content"] for messages in messages_of(path)] == ["a\u2028b\x85c"] * 2
 
 
 def test_other_encodings_are_refused_with_the_byte(tmp_path: Path) -> None:

@@ -53,8 +53,12 @@ def test_parquet_is_read_row_by_row(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(pyarrow.Table.from_pylist([{"text": text} for text in TEXTS]), path)
     assert texts_of(path) == TEXTS
-    path.write_bytes(path.read_bytes()[:-9])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
     with pytest.raises(DataError, match=r"a\.parquet: not a Parquet file"):
+        texts_of(path)
+    path.write_bytes(whole[:4] + bytes(40) + whole[44:])
+    with pytest.raises(DataError, match=r"a\.parquet: damaged after row 0"):
         texts_of(path)
 
 
@@ -72,7 +76,7 @@ def test_parquet_is_read_row_by_row(tmp_path: Path) -> None:
         ("a.csv", "text,b\nx,1,2\n", r"a\.csv:2: more fields than the header"),
         ("a.csv", 'text\n"x" y\n', r"a\.csv: not CSV after line 1"),
         ("a.csv", "text,b\n1\0,2\n", "NUL at byte 8"),
-        ("a.jsonl", '{"messages": []}', "which a recipe reads as data.dialogs"),
+        ("a.jsonl", '{"messages": []}', "which a recipe reads with data.kind: dialogs"),
     ],
 )
 def test_files_without_rows_of_text_are_refused(tmp_path: Path, name: str, content: str, match: str) -> None:
@@ -88,6 +92,25 @@ def test_settings_and_tables_of_numbers_in_a_folder_are_skipped_and_counted(tmp_
     (tmp_path / "z.txt").write_text("text")
     with pytest.warns(DataWarning, match=r"skipped 2 of 3 files \(2 no rows with text\)"):
         assert texts_of(tmp_path) == ["text"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonlines", "a", "a.ipynb"])
+@pytest.mark.parametrize(
+    "content", ['{"text": "a"}\n{"text": "b"}\n', '[\n {"text": "a"}\n]', '{"cells": [1]}']
+)
+def test_json_under_another_name_is_read_as_text_with_a_warning(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.warns(DataWarning, match=rf"{name}: is JSON and is read as running text"):
+        assert texts_of(tmp_path / name) == [content]
+
+
+@pytest.mark.parametrize("content", ["{this} is text", "[1] A footnote", "[note] x", "{}x"])
+def test_text_in_brackets_is_no_json(tmp_path: Path, content: str, recwarn) -> None:
+    (tmp_path / "a.txt").write_text(content)
+    assert texts_of(tmp_path / "a.txt") == [content]
+    assert not recwarn
 
 
 @pytest.mark.parametrize(

@@ -347,6 +347,16 @@ def test_what_is_written_is_read_back(value):
     assert yaml.safe_load(write_yaml({"a": [value]})) == {"a": [value]}  # also by readers of YAML 1.1
 
 
+def test_the_home_folder_is_expanded_in_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/h")
+    recipe = parse_recipe(edited(("out: runs/toy", "out: ~/toy"), ("train_vocab: 1024", "path: ~/t")))
+    assert (recipe.out, recipe.tokenizer.path) == ("/h/toy", "/h/t")
+    with pytest.raises(RecipeError, match=r"^r:\d+: 'a.x00b' cannot be a path"):
+        parse_recipe(edited(("out: runs/toy", 'out: "a\\0b"')), "r")
+    with pytest.raises(RecipeError, match=r"^r:\d+: ~nobody-here/x: there is no such user"):
+        parse_recipe(edited(("out: runs/toy", "out: ~nobody-here/x")), "r")
+
+
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(RecipeError, match="cannot be read"):
         read_recipe(tmp_path / "missing.yaml")
@@ -362,6 +372,12 @@ def test_check_looks_at_ranks_and_folders(tmp_path, monkeypatch):
         check_recipe(recipe, 2)
     (tmp_path / "corpus").mkdir()
     assert check_recipe(recipe, 2).dim == 32
+    (tmp_path / "file").write_text("x")
+    for out in ("file", "file/inside"):
+        with pytest.raises(RecipeError, match=f"toy: out={out}: .*file is no folder that can be written"):
+            check_recipe(parse_recipe(edited(("out: runs/toy", f"out: {out}"))), 2)
+    with pytest.raises(RecipeError, match="toy: an empty path is given"):
+        check_recipe(parse_recipe(edited(("[corpus]", "['']"))), 2)
     with pytest.raises(RecipeError, match=r"recipe is for parallel.ranks=2, started are 1: use torchrun"):
         check_recipe(recipe, 1)
     shards = edited(

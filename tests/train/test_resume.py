@@ -15,7 +15,7 @@ import pytest
 import torch
 import toy
 
-from herd.errors import TrainingError
+from herd.errors import StorageError, TrainingError
 from herd.train import distil, lm, metrics, sft, state, train
 from herd.train.storage import RawFiles
 
@@ -221,15 +221,37 @@ def test_a_corrupt_state_without_an_older_one_says_to_start_again(tmp_path):
         train(toy.model(), toy.Counting(), lm, toy.config(), tmp_path)
 
 
+Usage = namedtuple("Usage", "total used free")
+
+
 def test_a_full_disk_is_one_line_and_keeps_what_was(stopped, monkeypatch):
-    Usage = namedtuple("Usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, 1000))
+    free = iter([10**9, 1000])  # it fills up during the first step
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, next(free)))
     with pytest.raises(
         TrainingError,
         match=r"cannot save state .*and the disk has 1 kB free; free disk .*step-00000004 is kept",
     ) as error:
         train(toy.model(), toy.Counting(), lm, toy.config(), stopped)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "more, states", [({"save_every": 2}, 2), ({"save_every": 1, "keep_states": 1}, 2), ({}, 1)]
+)
+def test_a_disk_too_small_for_states_and_result_is_noticed_before_the_first_step(
+    tmp_path, monkeypatch, more, states
+):
+    model = toy.model()
+    weights = 4 * model.config.n_params
+    needed = (4 * states + 1) * weights + 5000
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, needed - 1))
+    steps = []
+    arguments = (model, toy.Counting(), lm, toy.config(**more), tmp_path)
+    with pytest.raises(StorageError, match=r"needs .* [kM]B, and the disk has .* free"):
+        train(*arguments, on_step=steps.append, result_nbytes=5000)
+    assert not steps
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, needed))
+    train(*arguments, on_step=steps.append, result_nbytes=5000)
 
 
 def test_a_disk_that_fills_up_while_saving(stopped, monkeypatch):

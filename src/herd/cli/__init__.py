@@ -15,6 +15,7 @@ import errno
 import importlib
 import io
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -64,6 +65,10 @@ VERBS: dict[str, Verb] = {
     "report": Verb("report", "Write a run's report page again.", "report_command"),
     "sizes": Verb("sizes", "List the published models and their sizes.", "sizes_command"),
 }
+
+
+TEXT_OPTIONS = {"-p", "--prompt", "--system", "--stop", "--regex"}
+"""Options whose values are any text and never a path."""
 
 
 class _LazyCommand(TyperCommand):
@@ -128,8 +133,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 
+def _expand_home(args: list[str]) -> list[str]:
+    """Replace a ``~`` at the beginning of paths. A shell does not, within quotes and after ``--out=``."""
+    expanded = []
+    for before, word in zip(["", *args], args, strict=False):
+        option, value = word.split("=", 1) if re.match(r"--[\w-]+=", word) else ("", word)
+        if re.match(r"~(/|$)", value) and not {before, option} & TEXT_OPTIONS:
+            value = os.path.expanduser(value)
+        expanded.append(f"{option}={value}" if option else value)
+    return expanded
+
+
 def run(args: list[str]) -> int:
     """Run one command line and return its exit code. Every foreseen error is printed as one line."""
+    args = _expand_home(args)
     try:
         code = build()(args, prog_name="herd", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -210,10 +210,10 @@ def _one_question(prompt: str | None, as_json: bool) -> str | None:
             raise EngineError("--json needs one question: give it with -p or on stdin")
         return None
     try:
-        text = sys.stdin.read().strip()
+        text = sys.stdin.read().rstrip("\n")
     except UnicodeDecodeError as error:
         raise EngineError(f"stdin is not text: byte {error.start:,} is not UTF-8") from None
-    if not text:
+    if not text.strip():
         raise EngineError("stdin is empty: pipe a question in, or give it with -p")
     return text
 
@@ -287,14 +287,14 @@ class TerminalChat:
         if self._resumed:
             self._repeat_dialog()
         self._say(HELP)
-        while (line := self._read_line()) is not None and line != "/quit":
-            if line == "/reset":
+        while (line := self._read_line()) is not None and line.strip() != "/quit":
+            if line.strip() == "/reset":
                 if self._session is not None:
                     self._session.reset()
                     save_dialog(self._model.folder, self._session.messages)
                 self._say("The dialog is forgotten.")
-            elif line.startswith("/"):
-                self._say(f"{line.split()[0]} is unknown. {HELP}")
+            elif re.fullmatch(r"/\w*\s*", line):  # "/usr/bin or /bin?" is a question
+                self._say(f"{line.strip()} is unknown. {HELP}")
             elif line.strip():
                 if line.strip().isdecimal() and 1 <= int(line) <= len(questions):
                     line = questions[int(line) - 1]
@@ -307,9 +307,9 @@ class TerminalChat:
         """Print the questions and answers of the dialog that is resumed."""
         for message in self._session.messages if self._session else ():
             if message["role"] == "user":
-                self._say(f"> {message['content']}", "bold")
+                self._write(f"> {message['content']}\n", "bold")
             elif message["role"] == "assistant" and message["content"]:
-                self._say(message["content"], "none")
+                self._write(f"{message['content']}\n")
 
     def _suggest_questions(self, lang: str, tool_call_format: str) -> list[str]:
         if self._session is None or not self._model.is_raised:
@@ -349,19 +349,18 @@ class TerminalChat:
 
         def note(text: str, style: str) -> None:
             nonlocal line_open
-            self._say(("\n" if line_open else "") + text, style, soft_wrap=True)
+            self._write(("\n" if line_open else "") + text + "\n", style)
             line_open = False
 
         with contextlib.closing(self._ask(question)) as events:
             try:
                 for event in events:
                     if isinstance(event, Text):
-                        self._console.file.write(visible(event.text))  # rich would expand tabs
-                        self._console.file.flush()
+                        self._write(event.text)
                         line_open = not event.text.endswith("\n")
                     elif isinstance(event, Thought):
-                        self._console.print(visible(event.text), style="dim", end="", soft_wrap=True)
-                        line_open = True
+                        self._write(event.text, "dim")
+                        line_open = not event.text.endswith("\n")
                     elif isinstance(event, Calling):
                         note(f"calls {_written(event.call)}", "cyan")
                     elif isinstance(event, ToolResult):
@@ -380,8 +379,17 @@ class TerminalChat:
         if line_open:
             self._console.print()
 
-    def _say(self, text: str, style: str = "dim", *, soft_wrap: bool = False) -> None:
-        self._console.print(visible(text), style=style, soft_wrap=soft_wrap)
+    def _say(self, text: str, style: str = "dim") -> None:
+        """Print a line of Herd's own, wrapped at words."""
+        self._console.print(visible(text), style=style)
+
+    def _write(self, text: str, style: str = "none") -> None:
+        """Write a part of the dialog as it is: rich would wrap lines and expand tabs."""
+        from rich.segment import Segment, Segments
+
+        segment = Segment(visible(text), self._console.get_style(style))
+        self._console.print(Segments([segment]), end="", soft_wrap=True)
+        self._console.file.flush()
 
 
 def visible(text: str) -> str:

@@ -114,9 +114,16 @@ def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def print_json(result: Any) -> None:
-    """Print one JSON document. Raises ValueError for NaN and infinity, which JSON does not have."""
-    json.dump(result, sys.stdout, indent=1, ensure_ascii=False, allow_nan=False)
-    print()
+    """Print one JSON document. Raises ValueError for NaN and infinity, which JSON does not have.
+
+    Characters that the output cannot encode are escaped.
+    """
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(result, indent=1)
+    print(text)
 
 
 def picked(item: Any, names: str) -> dict[str, Any]:

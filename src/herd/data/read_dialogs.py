@@ -3,8 +3,8 @@
 A file has one dialog per row (JSON lines, a JSON array, CSV or Parquet, compressed or not), in one of these
 formats:
 
-- ``{"messages": [{"role", "content", "tool_calls"?, "weight"?}], "tools"?, "date"?, "tool_call_format"?}``,
-  the format of OpenAI and of chat templates; a bare list of such messages too;
+- ``{"messages": [{"role", "content", "tool_calls"?, "weight"?}], "system"?, "tools"?, "date"?,
+  "tool_call_format"?}``, the format of OpenAI and of chat templates; a bare list of such messages too;
 - ShareGPT: ``{"conversations": [{"from": "human", "value": ...}], "system"?, "tools"?}``;
 - Alpaca: ``{"instruction", "input"?, "output", "system"?, "history"?}``;
 - ``{"prompt", "completion"}`` (or ``response``), as texts or as lists of messages.
@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ChatError, DataError
+from ..errors import ChatError, DataError, TokenizerError
 from ..text import Rendered, Tokenizer, render
 from .rows import DataRow, read_rows
 from .text_files import DataWarning, expand_paths
@@ -86,16 +86,26 @@ def read_dialogs(path: Path | str) -> Iterator[ReadDialog]:
 
 
 def rendered_dialogs(path: Path | str, tokenizer: Tokenizer) -> Iterator[Rendered]:
-    """Yield the dialogs of a file as ids and a mask of trained tokens. Raises DataError for a bad line."""
+    """Yield the dialogs of a file as ids and a mask of trained tokens. Raises DataError for a bad line.
+
+    A dialog without any answer is left out, with a counted warning.
+    """
+    n_unanswered = 0
     for dialog in read_dialogs(path):
-        yield render_dialog(dialog, tokenizer)
+        rendered = render_dialog(dialog, tokenizer)
+        if _answers(dialog.messages):
+            yield rendered
+        else:
+            n_unanswered += 1
+    if n_unanswered:
+        warnings.warn(f"{path}: left out {n_unanswered} dialogs without an answer", DataWarning, stacklevel=2)
 
 
 def render_dialog(dialog: ReadDialog, tokenizer: Tokenizer) -> Rendered:
     """Return a dialog as ids and a mask of trained tokens. Raises DataError if it cannot be rendered."""
     try:
         rendered = render(dialog.messages, tokenizer, **dialog.options)
-    except (ChatError, TypeError) as error:
+    except (ChatError, TokenizerError, TypeError) as error:
         raise DataError(f"{dialog.where}: not a dialog: {error}") from error
     mask = list(rendered.mask)
     for span in rendered.spans:
@@ -136,10 +146,12 @@ def _messages(fields: Mapping[str, Any], where: str) -> tuple[set[str], str, lis
     for key in ("messages", "conversations", "conversation"):
         if key in fields:
             turns = _list(fields[key], f"{where}: {key}")
+            system = _system(fields.get("system"))
             if any(isinstance(turn, dict) and "from" in turn for turn in turns):
-                system = _system(fields.get("system"))
                 return {key, "system"}, "ShareGPT", system + sharegpt_messages(turns, where)
-            return {key}, "", turns
+            if system and turns and isinstance(turns[0], dict) and turns[0].get("role") == "system":
+                return {key}, "", turns
+            return {key, "system"}, "", system + turns
     if "instruction" in fields and "output" in fields:
         question = "\n\n".join(str(fields[key]) for key in ("instruction", "input") if fields.get(key))
         turns = [*fields.get("history", ()), (question, fields["output"])]

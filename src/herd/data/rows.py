@@ -86,7 +86,7 @@ def _json(text: str, name: str) -> Iterator[DataRow]:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         if "Extra data" in str(error):  # one object per line under the wrong ending
-            yield from _json_lines(iter(text.splitlines(keepends=True)), name)
+            yield from _json_lines(iter(text.split("\n")), name)
             return
         raise NoRows(f"{name}: not JSON ({error}); give a JSON array of objects") from None
     if isinstance(value, dict):
@@ -122,7 +122,15 @@ def _parquet(file: Path, name: str) -> Iterator[DataRow]:
         reason = str(error).splitlines()[0]
         raise DataError(f"{name}: not a Parquet file ({reason}); download it again") from None
     number = 0
-    for batch in table.iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
+    batches = table.iter_batches(batch_size=1024)
+    while True:
+        try:
+            rows = next(batches).to_pylist()
+        except StopIteration:
+            return
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(f"{name}: damaged after row {number} ({reason}); download it again") from None
+        for row in rows:
             yield DataRow(row, number, f"{name}: row {number}")
             number += 1

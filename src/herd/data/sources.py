@@ -9,9 +9,11 @@ so that even a single file can be divided into training and held-out text.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,6 +128,9 @@ def _parts(blocks: Iterator[str], name: str, source: str, ending: str, size: int
     kind, lang = ("code", CODE_LANGUAGES[ending]) if ending in CODE_LANGUAGES else ("text", "und")
     rest, number = "", 0
     for text in blocks:
+        if not rest and number == 0 and _is_json(text):
+            note = f"{name}: is JSON and is read as running text; name it .json or .jsonl to read its rows"
+            warnings.warn(note, DataWarning, stacklevel=4)
         rest += text
         start = 0
         while len(rest) - start > size:
@@ -139,6 +144,17 @@ def _parts(blocks: Iterator[str], name: str, source: str, ending: str, size: int
         raise DataError(f"{name}: empty file; give one with text")
 
 
+def _is_json(text: str) -> bool:
+    """Return whether a text, or its first line, is a JSON object or a list of objects."""
+    if not text.lstrip().startswith(("{", "[")):
+        return False
+    for part in (text.lstrip().partition("\n")[0], text):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(part)
+            return isinstance(value[0] if isinstance(value, list) and value else value, dict)
+    return False
+
+
 def row_document(row: DataRow, source: str) -> Document:
     """Return the document of a row: a string, or an object with ``text`` or ``content``, maybe ``lang``."""
     fields = {"text": row.value} if isinstance(row.value, str) else row.value
@@ -150,7 +166,7 @@ def row_document(row: DataRow, source: str) -> Document:
     if text is None:
         cure = "rename the field to 'text'"
         if "messages" in fields or "conversations" in fields:
-            cure = "these are dialogs, which a recipe reads as data.dialogs"
+            cure = "these are dialogs, which a recipe reads with data.kind: dialogs"
         raise DataError(f"{row.where}: no string 'text' among {sorted(map(str, fields))[:8]}; {cure}")
     try:
         text.encode("utf-8")

@@ -45,6 +45,8 @@ def expand_paths(name: Path | str) -> list[Path]:
     ``~`` is the home folder, and ``*``, ``?``, ``[..]`` and ``**`` match names. Raises DataError if nothing
     exists.
     """
+    if not str(name):
+        raise DataError("an empty path is given; write . for the folder itself")
     path = Path(os.path.expanduser(name))
     if path.exists():
         return [path]

@@ -31,6 +31,7 @@ from torch.distributed.fsdp import FSDPModule
 from ..data.stream import Stream
 from ..dtypes import torch_dtype
 from ..errors import TrainingError
+from ..files import require_free_space
 from ..llama.model import LlamaLM
 from ..quant.straight_through import StraightThrough
 from . import objectives, parallel, state
@@ -69,23 +70,25 @@ def train(
     rounding: StraightThrough | None = None,
     evaluate: Callable[[LlamaLM, int], Mapping[str, Any]] | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    result_nbytes: int = 0,
 ) -> TrainResult:
     """Train ``model`` in place for ``config.steps`` steps, or resume from the newest state in ``folder``.
 
     ``folder`` receives ``metrics.jsonl`` and ``state/``. ``mesh`` is by default the processes of
     ``torchrun``, as replicas. With ``rounding`` the model computes with rounded weights, in evaluation too.
-    Every rank calls ``evaluate(model, step)`` every ``config.eval_every`` steps
-    and after the last. Its numbers go to the log. The first rank calls ``on_step(record)`` after every logged
-    step. A `stream` may have a ``signature`` (a JSON value): resuming on other data is then an error. Calling
+    Every rank calls ``evaluate(model, step)`` every ``config.eval_every`` steps and after the last. Its
+    numbers go to the log. The first rank calls ``on_step(record)`` after every logged step. ``result_nbytes``
+    is the size of what the caller writes into ``folder`` afterwards. A `stream` may have a ``signature`` (a JSON value): resuming on other data is then an error. Calling
     again after the end loads the result and returns.
 
     Ctrl-C and SIGTERM let the step finish, save the state and raise KeyboardInterrupt. Raises `TrainingError`
     for a loss that is not finite (naming step and rows), a batch that trains nothing, or a state that does
-    not fit this run.
+    not fit this run, and `StorageError` before the first step if states and result do not fit on the disk.
     """
     ranks = parallel.start() if mesh is None else parallel.ranks_of(mesh)
     parallel.distribute(model, ranks, torch_dtype(config.dtype))
-    return _Run(model, stream, objective, config, Path(folder), ranks, rounding).run(evaluate, on_step)
+    run = _Run(model, stream, objective, config, Path(folder), ranks, rounding)
+    return run.run(evaluate, on_step, result_nbytes)
 
 
 class _Run:
@@ -130,11 +133,13 @@ class _Run:
 
     # The run ------------------------------------------------------------------------------------------------
 
-    def run(self, evaluate: Any, on_step: Any) -> TrainResult:
+    def run(self, evaluate: Any, on_step: Any, result_nbytes: int) -> TrainResult:
         config = self.config
         self.folder.mkdir(parents=True, exist_ok=True)
         finished = self._resume()
         resumed_from = self.step
+        if not finished and self.ranks.first:
+            require_free_space(self.folder, self._states_nbytes() + result_nbytes)
         log = MetricsLog(self.folder, self.step, tensorboard=config.tensorboard) if self.ranks.first else None
         with (
             _interrupts(once=self.ranks.mesh is None) as interrupted,
@@ -318,6 +323,16 @@ class _Run:
             tensors |= moments(self.params, self.optimizer)
             tensors |= {f"average/{name}": mean for name, mean in self.average.mean.items()}
         return tensors
+
+    def _states_nbytes(self) -> int:
+        """Return the bytes of the states that will be on the disk at most, beyond those that are there."""
+        weights = sum(weight.nbytes for weight in self.weights.values())
+        one = weights * (4 if self.config.schedule.average_every else 3)  # with both moments, and the mean
+        saves = (self.config.steps - self.step - 1) // self.config.save_every if self.config.save_every else 0
+        missing = (
+            self.config.keep_states + 1 - len(state.states(self.folder))
+        )  # one is written before one goes
+        return one * max(1, min(saves, missing)) + weights
 
     def _save(self, log: MetricsLog | None, *, finished: bool = False) -> Path:
         if log is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import typing
 import warnings
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from .optimizers import AnyOptimizer
 from .recipe_yaml import KeyPath, dotted, read_yaml
 from .rounding import RoundingSection
 from .schedules import AnySchedule, Cosine
-from .section import ComputeDtype, Positive, PositiveReal, Section, impossible
+from .section import ComputeDtype, Positive, PositiveReal, Section, UserPath, impossible
 from .sources import AnyData
 
 
@@ -96,7 +97,7 @@ class ModelSpec(Section):
 class TokenizerSpec(Section):
     """A tokenizer's file or folder, or the size of one to train on the text."""
 
-    path: str | None = None
+    path: UserPath | None = None
     train_vocab: Annotated[int, Field(ge=512)] | None = None  # 256 bytes and 256 special tokens included
 
     @model_validator(mode="after")
@@ -137,7 +138,7 @@ class Recipe(Section):
     train: TrainSettings
     parallel: ParallelSpec = ParallelSpec()
     save_dtype: ComputeDtype = "bf16"  # of the checkpoint
-    out: Annotated[str, Field(min_length=1)]
+    out: UserPath
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Recipe:
@@ -340,6 +341,9 @@ def check_recipe(recipe: Recipe, world: int) -> ModelConfig:
                 f"{recipe.name}: train.context={recipe.train.context} exceeds the {role}'s "
                 f"max_context={other.max_context}"
             )
+    there = next(path for path in (Path(recipe.out), *Path(recipe.out).absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise RecipeError(f"{recipe.name}: out={recipe.out}: {there} is no folder that can be written")
     for path in recipe.data.paths_given():
         try:
             expand_paths(path)

@@ -106,6 +106,7 @@ def _train(
         return scores
 
     rounding = None if recipe.rounding is None else recipe.rounding.build(model)
+    whole = recipe.adapter is None or recipe.adapter.new_rows
     result = train(
         model,
         data.stream,
@@ -116,6 +117,7 @@ def _train(
         rounding=rounding,
         evaluate=evaluate if data.heldout or data.probes else None,
         on_step=on_step,
+        result_nbytes=config.nbytes(torch_dtype(recipe.save_dtype).itemsize) if whole else 0,
     )
     lineage = None
     if ranks.first:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ..dtypes import parse_dtype
 from ..errors import ConfigError
 
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 PositiveReal = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -23,6 +24,18 @@ def _short_name(value: Any) -> Any:
     except (ConfigError, AttributeError):
         return value
 
+
+def _in_home(path: str) -> str:
+    if "\0" in path:
+        raise impossible("", f"{path!r} cannot be a path: it has a NUL character")
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise impossible("", f"{path}: there is no such user; write ./{path} for a name that begins with ~")
+    return expanded
+
+
+UserPath = Annotated[str, Field(min_length=1), AfterValidator(_in_home)]
+"""A path in which ``~`` is the home folder."""
 
 ComputeDtype = Annotated[Literal["fp32", "bf16"], BeforeValidator(_short_name)]
 """The dtype of matmuls. torch's long names are accepted too."""
