@@ -156,6 +156,24 @@ def test_a_closed_pipe_is_quiet():
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["tune", "m", "--data", "d", "--lr", "nan"], "--lr=nan: input should be a finite number"),
+        (["tune", "m", "--data", "d", "--epochs", "-1"], "--epochs=-1.0: input should be greater than 0"),
+        (["tune", "m", "--data", "d", "--replay-share", "2"], "--replay-share=2.0: input should be less"),
+        (["tune", "m", "--data", "d", "--method", "x"], "--method='x': input should be 'auto', 'full'"),
+        (["shrink", "m", "--to", "params=1M", "--lr", "inf"], "--lr=inf: input should be a finite number"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line_with_its_option(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    assert cli.run(words) == 1
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 def test_the_home_folder_is_expanded_in_paths_and_never_in_texts(monkeypatch):
     monkeypatch.setenv("HOME", "/h")
     words = [

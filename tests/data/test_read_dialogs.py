@@ -50,6 +50,8 @@ TURNS = [
     [
         (SHAREGPT, HI, "ShareGPT"),
         (SHAREGPT | {"system": "Be short"}, ASKED, "ShareGPT"),
+        ({"conversations": [{"from": m["role"], "content": m["content"]} for m in HI]}, HI, "ShareGPT"),
+        ({"messages": [{"role": m["role"], "value": m["content"]} for m in HI]}, HI, "ShareGPT"),
         (
             {"conversations": [{"from": "system", "value": "Be short"}, *SHAREGPT["conversations"]]},
             ASKED,
@@ -211,7 +213,7 @@ def test_tools_and_calls_of_other_formats_reach_the_renderer(tmp_path: Path, tok
         ('{"messages": ["hello"]}', r"messages\[0\] is str"),
         ('{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}', "weight 0.5 is neither"),
         ('{"conversations": [{"from": "nobody", "value": "a"}]}', "from='nobody'"),
-        ('{"conversations": [{"from": "gpt"}]}', "from='gpt'"),
+        ('{"conversations": [{"from": "gpt"}]}', "has no value"),
         ('{"instruction": "a", "output": "b", "history": [1]}', "history is not a list"),
         ('{"chosen": [], "rejected": []}', "pair of preferences"),
         (r'{"messages": [{"role": "user", "content": "\ud800"}]}', "lone surrogate"),

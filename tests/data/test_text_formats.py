@@ -126,12 +126,21 @@ def test_gzip_data_is_known_by_its_first_bytes(tmp_path: Path) -> None:
     assert texts_of(tmp_path / "a.txt") == ["hello"]
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "latin-1", "shift_jis"])
-def test_other_encodings_are_refused_with_the_byte(tmp_path: Path, encoding: str) -> None:
+@pytest.mark.parametrize(
+    "encoding, said",
+    [
+        ("utf-16", "UTF-16, not UTF-8 at byte 0"),
+        ("utf-32", "UTF-32, not UTF-8 at byte 0"),
+        ("utf-16-le", "NUL at byte 1"),
+        ("latin-1", "not UTF-8 at byte 1"),
+        ("shift_jis", "not UTF-8 at byte 1"),
+    ],
+)
+def test_other_encodings_are_refused_with_the_byte(tmp_path: Path, encoding: str, said: str) -> None:
     (tmp_path / "a.txt").write_bytes(
-        "aé".encode(encoding) if encoding != "shift_jis" else "a日".encode(encoding)
+        "aé".replace("é", "日" if encoding == "shift_jis" else "é").encode(encoding)
     )
-    with pytest.raises(DataError, match=r"(not UTF-8|NUL) at byte [01]"):
+    with pytest.raises(DataError, match=said):
         texts_of(tmp_path / "a.txt")
 
 
@@ -159,6 +168,13 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "root" / "link").symlink_to(tmp_path / "outside")
     (tmp_path / "root" / "self").symlink_to(tmp_path / "root")
     assert [d.source for d in read_path(tmp_path / "root")] == ["a.txt", "link/b.txt"]
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "gone")
+    with pytest.warns(DataWarning, match=r"b\.txt: skipped, it is a link to nothing"):
+        assert texts_of(tmp_path) == ["a"]
 
 
 def test_many_files_of_a_pattern_are_not_cut_into_small_parts(tmp_path: Path) -> None:

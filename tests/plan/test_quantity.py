@@ -63,6 +63,7 @@ TOKENS = quantity.whole(1e18, example="15.6T")
         ("94B", 94_000_000_000),
         ("100m", 100_000_000),
         ("1,000", 1000),
+        ("1,234.5k", 1_234_500),
         ("1e12", 10**12),
         ("1.5E3", 1500),
         (" 2k ", 2000),
@@ -72,7 +73,9 @@ def test_counts_are_read_as_people_write_them(text, value):
     assert TOKENS.parse(text, "--tokens") == value
 
 
-@pytest.mark.parametrize("text", ["", "-1", "0", "many", "3x", "1.2.3", "nan", "inf", "1e19", "0.5", "15.6Q"])
+@pytest.mark.parametrize(
+    "text", ["", "-1", "0", "many", "3x", "1.2.3", "nan", "inf", "1e19", "0.5", "15.6Q", "15,6T", "1,00"]
+)
 def test_a_count_that_is_none_is_refused_with_its_option(text):
     with pytest.raises(PlanError, match="--tokens"):
         TOKENS.parse(text, "--tokens")

@@ -8,13 +8,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
 from ..dtypes import parse_dtype
 from ..errors import ConfigError
+
+S = TypeVar("S")
 
 MODEL = "A name (`herd list`), a checkpoint folder, a .gguf file, or hf:ORG/NAME[/FILE]."
 """Help text of an argument that `checkpoint.resolve_model` resolves."""
@@ -111,6 +113,18 @@ def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     with progress_display(*columns) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def checked(kind: type[S], **fields: Any) -> S:
+    """Return the settings of a run. Raises `ConfigError` that names the option with the first mistake."""
+    from pydantic import ValidationError
+
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "-".join(map(str, first["loc"])).replace("_", "-")
+        raise ConfigError(f"--{option}={first['input']!r}: {first['msg'].lower()}") from error
 
 
 def print_json(result: Any) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from ..dtypes import fast_dtype
 from ..errors import ConfigError
-from .common import MODEL, RUN, Json, RunFirst, Threads, print_json, print_table
+from .common import MODEL, RUN, Json, RunFirst, Threads, checked, print_json, print_table
 
 if TYPE_CHECKING:
     from ..distill.arms import Workshop
@@ -233,18 +233,10 @@ def _sizes(vocab: int | None) -> list[int]:
 
 def _settings(dtype: str, **fields: Any) -> ShrinkSettings:
     """Return the checked settings of a run. Raises `ConfigError` that names the option."""
-    from pydantic import ValidationError
-
     from ..distill.cells import ShrinkSettings
 
     fields |= {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    try:
-        chosen: Any = fast_dtype() if dtype == "auto" else dtype
-        return ShrinkSettings(dtype=chosen, **fields)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "-".join(map(str, first["loc"])).replace("_", "-")
-        raise ConfigError(f"--{option}={first['input']!r}: {first['msg'].lower()}") from error
+    return checked(ShrinkSettings, dtype=fast_dtype() if dtype == "auto" else dtype, **fields)
 
 
 def _folder(settings: ShrinkSettings, out: Path | None) -> Path:

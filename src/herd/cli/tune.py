@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import DataError, QuantError
-from .common import MODEL, RUN, Json, RunFirst, print_json, print_table
+from .common import MODEL, RUN, Json, RunFirst, checked, print_json, print_table
 from .eval_model import DataOption, data_source
 from .train import step_progress
 
@@ -72,12 +72,10 @@ def tune_command(
     from ..tune.run import open_run, table, tune
 
     folder = out or Path("runs") / "tune" / model_name(resolve_model(model))
-    if method not in ("auto", "full", "lora", "qlora") or objective not in ("auto", "sft", "dpo"):
-        raise DataError(f"--method {method} --objective {objective}: see herd tune run --help")
     if sum(value is not None for value in (steps, tokens, epochs)) > 1:
         raise DataError("--steps, --tokens and --epochs: give one of the three")
-    options = TuneOptions(
-        method=method, objective=objective, model=model,  # type: ignore[arg-type]
+    options = checked(
+        TuneOptions, method=method, objective=objective, model=model,
         data=tuple(data), out=str(folder), rank=rank, lr=lr, steps=steps, tokens=tokens, epochs=epochs,
         context=context, heldout=heldout, replay=tuple(replay or ()), replay_share=replay_share, beta=beta,
         tasks=tuple(tasks.split(",")) if tasks else (), other=tuple(other or ()), seed=seed,

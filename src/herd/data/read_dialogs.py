@@ -147,7 +147,7 @@ def _messages(fields: Mapping[str, Any], where: str) -> tuple[set[str], str, lis
         if key in fields:
             turns = _list(fields[key], f"{where}: {key}")
             system = _system(fields.get("system"))
-            if any(isinstance(turn, dict) and "from" in turn for turn in turns):
+            if any(isinstance(turn, dict) and {"from", "value"} & turn.keys() for turn in turns):
                 return {key, "system"}, "ShareGPT", system + sharegpt_messages(turns, where)
             if system and turns and isinstance(turns[0], dict) and turns[0].get("role") == "system":
                 return {key}, "", turns
@@ -185,16 +185,19 @@ def sharegpt_messages(turns: list[Any], where: str) -> list[Message]:
         at = f"{where}: conversations[{number}]"
         if not isinstance(turn, dict):
             raise DataError(f"{at} is {type(turn).__name__}; give objects with from and value")
-        role = SHAREGPT_ROLES.get(str(turn.get("from")).lower())
-        if role is None or "value" not in turn:
-            raise DataError(f"{at}: from={turn.get('from')!r}; use {', '.join(SHAREGPT_ROLES)}, and a value")
-        rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        rest = dict(turn)
+        who, said = rest.pop("from", rest.pop("role", None)), rest.pop("value", rest.pop("content", ...))
+        role = SHAREGPT_ROLES.get(str(who).lower())
+        if role is None:
+            raise DataError(f"{at}: from={who!r}; use one of {', '.join(SHAREGPT_ROLES)}")
+        if said is ...:
+            raise DataError(f"{at}: has no value")
         if role == "function_call":
-            calls = _parsed_json(turn["value"], at)
+            calls = _parsed_json(said, at)
             calls = calls if isinstance(calls, list) else [calls]
             messages.append({"role": "assistant", "content": "", "tool_calls": calls, **rest})
         else:
-            messages.append({"role": role, "content": turn["value"], **rest})
+            messages.append({"role": role, "content": said, **rest})
     return messages
 
 

@@ -15,6 +15,7 @@ import importlib
 import io
 import lzma
 import os
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,10 @@ from ..errors import DataError
 BLOCK_BYTES = 1 << 20
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
-OTHER_MARKS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
+OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
 
 
 class DataWarning(UserWarning):
@@ -80,8 +84,12 @@ def _walk(root: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         for name in names:
             file = Path(folder, name)
-            if not name.startswith(".") and file.is_file():
+            if name.startswith("."):
+                continue
+            if file.is_file():
                 yield file
+            elif file.is_symlink():
+                warnings.warn(f"{file}: skipped, it is a link to nothing", DataWarning, stacklevel=3)
 
 
 def file_ending(file: Path | str) -> str:
@@ -113,8 +121,10 @@ def decode_blocks(stream: BinaryIO, name: str) -> Iterator[str]:
     offset, first = 0, True
     while True:
         block = stream.read(BLOCK_BYTES)
-        if offset == 0 and block[:2] in OTHER_MARKS:
-            raise NotText(f"{name}: {OTHER_MARKS[block[:2]]}, not UTF-8 at byte 0; convert it to UTF-8")
+        if offset == 0 and (
+            other := next((OTHER_MARKS[m] for m in OTHER_MARKS if block.startswith(m)), None)
+        ):
+            raise NotText(f"{name}: {other}, not UTF-8 at byte 0; convert it to UTF-8")
         nul = block.find(b"\0")
         if nul >= 0:
             raise NotText(f"{name}: binary file, NUL at byte {offset + nul}; give UTF-8 text")

@@ -32,7 +32,9 @@ class Quantity:
     def parse(self, text: str, option: str) -> float:
         """Return the number that ``text`` means. Raises `PlanError` that names the option."""
         match = re.fullmatch(
-            r"([+-]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:e[+-]?\d{1,4})?)\s*([a-z]*)", text.strip().lower()
+            # a comma groups thousands: "15,6T" may mean 15.6T and must not become 156T
+            r"([+-]?(?:(?:\d{1,3}(?:,\d{3})+|\d[\d_]*)\.?\d*|\.\d+)(?:e[+-]?\d{1,4})?)\s*([a-z]*)",
+            text.strip().lower(),
         )
         if not match or match[2] not in self.suffixes:
             raise PlanError(f"{option} {text!r} is not a number: write it like {self.example}")

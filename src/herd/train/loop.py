@@ -78,8 +78,9 @@ def train(
     ``torchrun``, as replicas. With ``rounding`` the model computes with rounded weights, in evaluation too.
     Every rank calls ``evaluate(model, step)`` every ``config.eval_every`` steps and after the last. Its
     numbers go to the log. The first rank calls ``on_step(record)`` after every logged step. ``result_nbytes``
-    is the size of what the caller writes into ``folder`` afterwards. A `stream` may have a ``signature`` (a JSON value): resuming on other data is then an error. Calling
-    again after the end loads the result and returns.
+    is the size of what the caller writes into ``folder`` afterwards. A `stream` may have a ``signature`` (a
+    JSON value): resuming on other data is then an error. Calling again after the end loads the result and
+    returns.
 
     Ctrl-C and SIGTERM let the step finish, save the state and raise KeyboardInterrupt. Raises `TrainingError`
     for a loss that is not finite (naming step and rows), a batch that trains nothing, or a state that does
