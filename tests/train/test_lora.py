@@ -201,5 +201,5 @@ def test_another_base_is_refused_on_resume(base):
     run_recipe(recipe(base))
     config = checkpoint.load_config(base)
     checkpoint.save_model(base, LlamaLM(config).init_weights(1), checkpoint.load_tokenizer(base))
-    with pytest.raises(DataError, match=r"model\.start"):
+    with pytest.raises(DataError, match=r"the start model"):
         run_recipe(recipe(base))
