@@ -127,11 +127,16 @@ def load(path: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
 def require_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raise `TrainingError` naming the first difference between the run that wrote a state and this one."""
     for key in dict.fromkeys([*now, *then]):
-        if then.get(key) != now.get(key):
-            raise TrainingError(
-                f"{path} was trained with {key}={then.get(key)!r}, not {now.get(key)!r}: "
-                "restore it to resume, or train into another folder"
-            )
+        old, new = then.get(key), now.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):  # name the field: model.dim
+            name = next(name for name in {**new, **old} if old.get(name) != new.get(name))
+            key, old, new = f"{key}.{name}", old.get(name), new.get(name)
+        raise TrainingError(
+            f"{path} was trained with {key}={old!r}, not {new!r}: "
+            "restore it to resume, or train into another folder"
+        )
 
 
 def _dcp(action: Any, tensors: Mapping[str, Tensor], ranks: Ranks, **storage: Any) -> None:
