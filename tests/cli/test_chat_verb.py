@@ -431,6 +431,37 @@ def test_an_empty_question_and_binary_stdin_are_refused(run, folders, monkeypatc
     assert (code, out, err) == (1, "", "error: stdin is not text: byte 4 is not UTF-8\n")
 
 
+def test_bytes_that_are_no_text_are_refused_by_name(run, folders):
+    for args, what in (
+        (("-p", "caf\udce9"), "the question"),
+        (("-p", "x", "--system", "\udce9"), "--system"),
+    ):
+        assert run(folders / "plain", *args) == (1, "", f"error: {what} is not UTF-8 text\n")
+
+
+def test_white_space_around_a_piped_question_is_kept(run, folders, scripted):
+    prompts = scripted("Fine.")
+    run(folders / "plain", stdin="    if x:\n\ty()\n\n")
+    assert "\n\n    if x:\n\ty()<|eot_id|>" in prompts[0]
+
+
+def test_what_begins_with_a_slash_is_a_question_unless_it_is_one_word(run, folders, scripted):
+    prompts = scripted("A path.", "A comment.")
+    lines = ["/usr/bin or /bin?", "/* c */ int x;\n\ty();", "/rest", "/reset ", " /quit"]
+    _, out, _ = run(folders / "plain", lines=lines)
+    assert len(prompts) == 2
+    assert "/* c */ int x;\n\ty();" in prompts[1]
+    assert "/rest is unknown." in out
+    assert "The dialog is forgotten." in out
+
+
+def test_a_resumed_dialog_is_shown_as_it_was(run, folders, scripted):
+    scripted("\tone\n" + "word " * 100 + "\n  two", "x")
+    run(folders / "plain", lines=["\tTab?\n\nlast line"])
+    out = run(folders / "plain", "--continue", lines=["more"])[1]
+    assert "> \tTab?\n\nlast line\n\tone\n" + "word " * 100 + "\n  two\n" in out
+
+
 def test_ctrl_c_ends_the_line_and_leaves(run, folders, scripted):
     scripted(("one two", KeyboardInterrupt))
     code, out, err = run(folders / "instruct", "-p", "Count")

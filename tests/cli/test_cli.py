@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -220,6 +222,23 @@ def test_a_name_that_cannot_be_a_recipes_is_refused_at_once(tmp_path, capsys, na
     assert not (tmp_path / "runs").exists()
 
 
+def test_closed_streams_are_no_bug():
+    for closed in (">&-", "2>&-", "<&- >&- 2>&-"):
+        line = f'{shlex.join([*HERD, "sizes"])} {closed}; echo "code $?" > "$OUT"'
+        with tempfile.NamedTemporaryFile() as file:
+            done = subprocess.run(
+                ["sh", "-c", line], env=os.environ | {"OUT": file.name}, capture_output=True
+            )
+            assert Path(file.name).read_text() == "code 0\n", closed
+        assert b"Traceback" not in done.stderr
+
+
+def test_arguments_are_utf_8_in_every_locale():
+    assert cli._utf8("caf\udcc3\udca9") == "café"
+    assert cli._utf8("caf\udce9") == "caf\udce9"  # a file's name in Latin-1
+    assert cli._utf8("café") == "café"
+
+
 def test_report_writes_the_page_and_prints_where(tmp_path, capsys):
     (tmp_path / "run.json").write_text("{}")
     assert cli.run(["report", str(tmp_path)]) == 0
@@ -253,4 +272,9 @@ def test_import_and_export_a_checkpoint(tmp_path, capsys):
         assert cli.run(["export", str(tmp_path / "a"), str(tmp_path / "d"), *words]) == 1
         assert capsys.readouterr().err.startswith("error: --")
     assert cli.run(["import", str(tmp_path / "missing"), str(tmp_path / "d")]) == 1
+    for words in (["import", "b", "x.gguf"], ["export", "a", "x.safetensors"],
+                  ["quantize", "a", "--to", "q8", "--out", "x.GGUF"]):  # fmt: skip
+        named = [str(tmp_path / word) if word in ("a", "b") or "." in word else word for word in words]
+        assert cli.run(named) == 1
+        assert "is the name of a file, and a folder is written" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -19,6 +19,7 @@ SIDE_FILES = (GENERATION, *LICENCE_FILES)
 """Files that every import and export copies byte for byte, whatever becomes of weights and tokenizer."""
 KEPT_FILES = (*TOKENIZER_FILES, "added_tokens.json", *TEMPLATE_FILES, *SIDE_FILES)
 """The same, if weights and tokenizer stay in Hugging Face's layout."""
+FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
 _KNOWN_FILES = {CONFIG, lineage.FILE, INDEX, gguf.FILE, "README.md", ".gitattributes"}
 _KNOWN_FILES |= {name.split("/")[0] for name in KEPT_FILES}
 
@@ -36,8 +37,14 @@ def write_kept(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def require_replaceable(folder: Path) -> None:
-    """Raise `CheckpointError` for a folder with anything but a checkpoint, such as a home folder."""
+    """Raise `CheckpointError` for a folder with anything but a checkpoint, such as a home folder.
+
+    The same for a name that only files have, such as ``model.gguf``.
+    """
     if not folder.exists():
+        if folder.suffix.lower() in FILE_ENDINGS:
+            cure = "choose another name, or let herd export write one GGUF file"
+            raise CheckpointError(f"{folder}: is the name of a file, and a folder is written; {cure}")
         return
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: is a file; choose another name")

@@ -123,6 +123,9 @@ def build() -> Any:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit the process with its code."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as by ">&-"
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open to the end)
     for output in (sys.stdout, sys.stderr):
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
@@ -130,7 +133,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     machine.limit_spinning()
     if (cores := machine.cores()) < (os.cpu_count() or 1):  # a container's quota, which torch does not see
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    sys.exit(run([_utf8(word) for word in (sys.argv[1:] if argv is None else argv)]))
+
+
+def _utf8(word: str) -> str:
+    """Return an argument that Python could not decode in this locale as UTF-8, if it is that."""
+    try:
+        return os.fsencode(word).decode("utf-8")
+    except UnicodeError:
+        return word  # for example a file's name in another encoding
 
 
 def _expand_home(args: list[str]) -> list[str]:

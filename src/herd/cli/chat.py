@@ -100,6 +100,9 @@ def chat_command(
     # a missing model is reported before stdin is read and before torch is imported, which takes a second
     source = ModelSource(folder, pre=pre)
     question = _one_question(prompt, as_json)
+    for what, text in (("the question", question), ("--system", system)):
+        if re.search("[\ud800-\udfff]", text or ""):  # bytes that Python could not decode
+            raise EngineError(f"{what} is not UTF-8 text")
     with without_garbage_collection():
         load_torch_libraries()
         require_tokenizer(source)  # read meanwhile

@@ -45,8 +45,10 @@ def import_command(
     """
     from .. import checkpoint
     from ..checkpoint.gguf import gguf_file
+    from ..checkpoint.paths import require_replaceable
     from ..checkpoint.sources import is_meta_folder, model_name
 
+    require_replaceable(out)  # before anything is downloaded
     chosen, is_meta = _dtype(dtype), is_meta_folder(Path(source))
     path = Path(source) if is_meta else checkpoint.resolve_model(source)
     if max_context is not None and not is_meta:
@@ -83,7 +85,7 @@ def export_command(
     """
     from .. import checkpoint
 
-    format = format or ("gguf" if out.suffix == ".gguf" else "hf")
+    format = format or ("gguf" if out.suffix.lower() == ".gguf" else "hf")
     if format not in ("hf", "gguf", "vllm"):
         raise CheckpointError(f"--format {format!r} is not known: choose hf, gguf or vllm")
     if dtype is not None and format == "gguf":

@@ -62,6 +62,7 @@ def quantize_command(
     """
     from .. import checkpoint
     from ..checkpoint.imatrix import read_importance, write_importance
+    from ..checkpoint.paths import require_replaceable
     from ..checkpoint.sources import model_name
     from ..plan import compare
     from ..quant.mixtures import named_scheme, target_bits, with_parts
@@ -75,6 +76,8 @@ def quantize_command(
         )
     if save_imatrix and (gptq or calib is None):
         raise QuantError("--save-imatrix writes what --calib measures: give --calib TEXT, without --gptq")
+    if out is not None:
+        require_replaceable(out)  # before text is read
     source = checkpoint.open_source(folder)
     importance = read_importance(imatrix, source.config) if imatrix else None
     predicted = None
