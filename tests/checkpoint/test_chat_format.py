@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from pathlib import Path
@@ -257,9 +258,13 @@ def test_sampling_defaults_come_from_the_generation_configuration(folder):
     path.write_text(json.dumps({"do_sample": True, "num_beams": 4, "typical_p": 1.0}))
     with pytest.warns(UserWarning, match="num_beams cannot be followed"):
         generation_defaults(folder)
-    path.write_text(json.dumps({"temperature": "hot"}))
-    with pytest.raises(CheckpointError, match="temperature='hot'"):
-        generation_defaults(folder)
+    path.write_text(json.dumps({"do_sample": True, "top_k": -1}))
+    assert generation_defaults(folder)["top_k"] == 0
+    wrong = {"temperature": "hot", "top_p": 1.5, "top_k": True, "min_p": -1, "repetition_penalty": 0}
+    for name, value in [*wrong.items(), ("temperature", math.nan), ("temperature", -1), ("top_p", 0)]:
+        path.write_text(json.dumps({name: value}))
+        with pytest.raises(CheckpointError, match=rf"generation_config\.json: {name}={value!r} is"):
+            generation_defaults(folder)
     path.unlink()
     assert generation_defaults(folder)["temperature"] == 0
 

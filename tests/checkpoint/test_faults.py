@@ -218,7 +218,7 @@ def test_the_config_of_another_model_is_refused(whole, copy):
         ({"num_hidden_layers": 3}, "model.layers.2."),
         ({"num_hidden_layers": 1}, "unexpected tensor model.layers.1."),
         ({"hidden_size": 96}, "[600, 96]"),
-        ({"tie_word_embeddings": True}, "but lm_head.weight differs"),
+        ({"tie_word_embeddings": True}, "lm_head.weight is not the embedding; set it to false"),
     ):
         (folder / "config.json").write_text(json.dumps(data | change))
         refused(folder, named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 
 import gguf
@@ -38,6 +39,16 @@ def saved(tmp_path, make_model, tokenizer):
 def test_prefixes_of_compiled_and_distributed_models_are_removed_with_a_warning(saved, same_bits, prefix):
     model, folder = saved(lambda state: {prefix + name: t for name, t in state.items()})
     with pytest.warns(UserWarning, match="removing the prefix"):
+        same_bits(checkpoint.load_model(folder), model)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_inside_the_names_of_tensors_are_removed(saved, same_bits, wrapper):
+    def wrapped(name):
+        return name.replace("layers.0.", f"layers.0.{wrapper}.").replace("model.", f"model.{wrapper}.", 1)
+
+    model, folder = saved(lambda state: {wrapped(name): tensor for name, tensor in state.items()})
+    with pytest.warns(UserWarning, match=f"removing the prefix {wrapper}"):
         same_bits(checkpoint.load_model(folder), model)
 
 
@@ -100,6 +111,11 @@ def test_git_lfs_pointers_are_refused_with_the_cure(saved, tmp_path):
     _, folder = saved(lambda state: state)
     (folder / "model.safetensors").write_text(LFS_POINTER)
     (tmp_path / "m.gguf").write_text(LFS_POINTER)
+    for name in ("config.json", "tokenizer.json", "tokenizer.model", "generation_config.json"):
+        other = shutil.copytree(folder, tmp_path / name)
+        (other / name).write_text(LFS_POINTER)
+        with pytest.raises(CheckpointError, match=rf"{name}: is a git-lfs pointer.*git lfs pull"):
+            checkpoint.ModelSource(other)
     for use in (lambda: checkpoint.load_model(folder), lambda: GGUF(tmp_path / "m.gguf")):
         with pytest.raises(CheckpointError, match=r"git-lfs pointer.*git lfs pull"):
             use()

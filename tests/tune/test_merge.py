@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -55,6 +56,29 @@ def test_fp32_is_exact_and_bf16_rounds_no_more_than_the_base_does(adapter, tmp_p
         torch.testing.assert_close(tuned.logits(tokens), merged.logits(tokens), atol=1e-4, rtol=0)
     evals = checkpoint.load_lineage(tmp_path / "bf16").evals["merge"]
     assert evals["survived"] == rounded.survived
+
+
+def test_an_adapter_in_the_folder_of_its_model_is_named_and_merged_on_request(adapter, base, tmp_path):
+    folder = adapter(0.2)
+    both = shutil.copytree(base, tmp_path / "both")
+    shutil.copy(folder / "adapter_model.safetensors", both)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (both / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    merge_adapter(folder, "fp32", tmp_path / "apart")
+    with pytest.warns(
+        UserWarning, match=r"ignoring adapter_model.safetensors; .*herd tune merge .*both --to"
+    ):
+        before = checkpoint.load_model(both)
+    assert merge_adapter(
+        both, "fp32", tmp_path / "together", examples=[str(both / "../dialogs.jsonl")]
+    ).written
+    apart, together = (checkpoint.load_model(tmp_path / name) for name in ("apart", "together"))
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(apart.logits(tokens), together.logits(tokens))
+        assert not torch.equal(apart.logits(tokens), before.logits(tokens))
+    parents = checkpoint.load_lineage(tmp_path / "together").parents
+    assert parents["base"] == checkpoint.checkpoint_hash(both) != parents["adapter"]
 
 
 @pytest.mark.parametrize("to", ["Q8_0", "Q4_0", "Q4_K"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from .paths import ADAPTER, ADAPTER_CONFIG, CONFIG
+from .paths import ADAPTER, ADAPTER_CONFIG, CONFIG, PICKLED_ADAPTER
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -18,6 +18,11 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 def is_adapter(path: Path) -> bool:
     """Return whether a folder has an adapter and no model."""
     return (path / ADAPTER_CONFIG).is_file() and not (path / CONFIG).exists()
+
+
+def has_model_and_adapter(folder: Path) -> bool:
+    """Return whether a folder has a model and an adapter on it. The model alone is loaded from it."""
+    return all((folder / name).is_file() for name in (CONFIG, ADAPTER_CONFIG, ADAPTER))
 
 
 def base_of(folder: Path) -> str:
@@ -39,7 +44,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def base_in(folder: Path, config: Mapping[str, Any]) -> str:
-    """Return the base model that the content of ``adapter_config.json`` names."""
+    """Return the base model that the content of ``adapter_config.json`` names, or the one next to it."""
+    if has_model_and_adapter(folder):
+        return str(folder)
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{folder / ADAPTER_CONFIG}: does not name the base model; add its path")
@@ -61,6 +68,9 @@ def refuse_adapter(folder: Path, what: str) -> None:
 
 def warn_of_adapter_beside_model(folder: Path) -> None:
     """Warn about an adapter in a folder that has a model of its own, because it is not used."""
-    if (folder / ADAPTER).exists():
-        note = f"{folder}: ignoring {ADAPTER}; to use it, move it to its own folder with {ADAPTER_CONFIG}"
-        warnings.warn(note, stacklevel=3)
+    if has_model_and_adapter(folder):
+        cure = f"to merge it into the model: herd tune merge {folder} --to bf16"
+    else:
+        cure = f"to use it, move it to its own folder with {ADAPTER_CONFIG}"
+    if found := next((name for name in (ADAPTER, PICKLED_ADAPTER) if (folder / name).exists()), None):
+        warnings.warn(f"{folder}: ignoring {found}; {cure}", stacklevel=3)

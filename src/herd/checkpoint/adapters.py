@@ -30,7 +30,7 @@ from .adapter_config import base_in, read_adapter_config
 from .gguf_write import Value, write_gguf
 from .lineage import Lineage
 from .names import gguf_name, to_pairs
-from .paths import ADAPTER, ADAPTER_CONFIG
+from .paths import ADAPTER, ADAPTER_CONFIG, PICKLED_ADAPTER
 
 if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
@@ -96,6 +96,11 @@ def read_adapter(folder: Path) -> Adapter:
                 "(merge_and_unload) and give the result"
             )
     path = folder / ADAPTER
+    if not path.exists() and (folder / PICKLED_ADAPTER).exists():
+        raise CheckpointError(
+            f"{folder}: its weights are pickled ({PICKLED_ADAPTER}), which can run code and are refused; "
+            "convert them to safetensors first"
+        )
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ..text import Tokenizer
 
 _SAMPLING_DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+_RANGES = {"temperature": (0, 1e6), "top_p": (1e-9, 1), "top_k": (-1, 1e9), "min_p": (0, 1),
+           "repetition_penalty": (1e-9, 1e6)}  # fmt: skip
 _GGUF_NAMES = {"temp": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p",
                "penalty_repeat": "repetition_penalty"}  # fmt: skip
 """The keys ``general.sampling.…`` of a GGUF file that are followed."""
@@ -61,17 +63,26 @@ def generation_defaults(folder: Path) -> dict[str, float | int]:
         raise CheckpointError(f"{path}: holds {type(data).__name__}, not a JSON object; fix or delete it")
     out: dict[str, float | int] = {}
     for name, neutral in _SAMPLING_DEFAULTS.items():
-        value = data.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float | None):
-            raise CheckpointError(f"{path}: {name}={value!r} is not a number; fix or delete it")
+        value = _checked(data.get(name), name, f"{path}: {name}")
         out[name] = neutral if value is None else value
-    out["top_k"] = int(out["top_k"])
     if not data.get("do_sample"):
         out |= {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
     ignored = [n for n, neutral in _NOT_FOLLOWED.items() if data.get(n) not in (None, *neutral)]
     if ignored:
         warnings.warn(f"{path}: {', '.join(ignored)} cannot be followed and will be ignored", stacklevel=2)
     return out
+
+
+def _checked(value: Any, name: str, where: str) -> float | int | None:
+    """Return a setting of sampling that a file has. Raises `CheckpointError` if it cannot be followed."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CheckpointError(f"{where}={value!r} is not a number; fix or delete it")
+    least, most = _RANGES[name]
+    if not least <= value <= most:
+        raise CheckpointError(f"{where}={value!r} is out of range; fix or delete it")
+    return max(0, int(value)) if name == "top_k" else value  # top_k -1 turns it off, as 0 does
 
 
 def gguf_generation_defaults(metadata: Mapping[str, Any], where: Path) -> dict[str, float | int]:
@@ -86,9 +97,7 @@ def gguf_generation_defaults(metadata: Mapping[str, Any], where: Path) -> dict[s
         return {}
     out: dict[str, float | int] = dict(_SAMPLING_DEFAULTS)
     for key, name in _GGUF_NAMES.items():
-        value = own.pop(key, None)
-        if isinstance(value, bool) or not isinstance(value, int | float | None):
-            raise CheckpointError(f"{where}: {prefix}{key}={value!r} is not a number")
+        value = _checked(own.pop(key, None), name, f"{where}: {prefix}{key}")
         out[name] = out[name] if value is None else round(value, 6)  # the file has 32-bit floats
     if own:
         warnings.warn(

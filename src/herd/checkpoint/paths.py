@@ -11,6 +11,7 @@ from . import gguf, lineage
 CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PICKLED_ADAPTER = "adapter_model.bin"
 GENERATION = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 TEMPLATE_FILES = ("chat_template.jinja", "additional_chat_templates/tool_use.jinja")
@@ -19,6 +20,8 @@ SIDE_FILES = (GENERATION, *LICENCE_FILES)
 """Files that every import and export copies byte for byte, whatever becomes of weights and tokenizer."""
 KEPT_FILES = (*TOKENIZER_FILES, "added_tokens.json", *TEMPLATE_FILES, *SIDE_FILES)
 """The same, if weights and tokenizer stay in Hugging Face's layout."""
+LFS_POINTER = b"version https://git-lfs"
+"""The beginning of the file that git leaves in place of a large one."""
 FILE_ENDINGS = (".gguf", ".safetensors", ".bin", ".pt", ".pth")
 _KNOWN_FILES = {CONFIG, lineage.FILE, INDEX, gguf.FILE, "README.md", ".gitattributes"}
 _KNOWN_FILES |= {name.split("/")[0] for name in KEPT_FILES}

