@@ -4,7 +4,8 @@
 
 The source package is fetched from PyPI, with what its tests import, into ~/.cache/herd/bench. The server has a tiny
 random model under any name. Every test must pass, except the ones listed in `ALLOWED`. Those must fail with the words
-given there: a request for something that Herd refuses must be refused by name.
+given there: a request for something that Herd refuses must be refused by name. Then Ollama's client and OpenAI's responses
+ask for answers (`answering_clients.py`).
 
 ``--gateway one`` or ``two``: the same tests ask `herd serve --upstream` with keys before one or two of these servers,
 which have keys too. The key in the tests' conftest.py is replaced by a real one. Every answer that the gateway has
@@ -35,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from answering_clients import ask_for_answers
 from common import WORK, bench_parser, save_receipt
 from herd.checkpoint import save_model
 from herd.engine.engine import Engine
@@ -143,6 +145,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it has started ends too
     with servers(args.gateway) as (url, key, compare):
         failures = {test: failure for suite in SUITES for test, failure in run_suite(suite, url, key).items()}
+        answered = ask_for_answers(url, key)
         values = compare()
     reasons: Counter[str] = Counter()
     surprises: list[str] = []
@@ -154,6 +157,7 @@ def main() -> None:
             reasons[allowed.reason] += 1
         else:
             surprises.append(f"{test}: {failure.strip().splitlines()[-1][:200]}")
+    surprises += [f"{call}: {failure}" for call, failure in answered.items() if failure is not None]
     for surprise in surprises:
         print(surprise)
     for reason, count in reasons.items():
@@ -166,6 +170,7 @@ def main() -> None:
         values={
             "passed": Value(sum(failure is None for failure in failures.values()), "tests"),
             "listed": Value(reasons.total(), "tests refused as they must be"),
+            "answered": Value(len(answered), "kinds of calls, whole and streamed"),
             "failed": Value(len(surprises), "tests", bar="= 0", passed=not surprises),
             **values,
         },
