@@ -1,7 +1,7 @@
 """Compare Herd with llama.cpp on the same blocks of a whole model of 8B shape, alternately.
 
     make rivals                                    # llama-cpp-python from its source, in .venv-rivals
-    python bench/speed_llamacpp.py q4              # then q8, q4k, q6k …: decode at 128 tokens and prefill of 512
+    python bench/speed_llamacpp.py q4              # then q8, q6k, Q4_K_M …: decode at 128 and prefill of 512
     python bench/speed_llamacpp.py q5k --size 1B   # other formats, 1B shape
     python bench/speed_llamacpp.py q4 --batch 16   # sixteen sequences at once
     python bench/speed_llamacpp.py q4 --layers 4 --context 32768 --kv int8     # attention: 32k tokens, 4 layers
@@ -30,21 +30,22 @@ from herd.checkpoint import write_random
 from herd.evals.rival import LlamaCpp, find_python
 from herd.evals.speed import Work, longest_sequence, measure_speed, overhead_seconds
 from herd.kernels.bandwidth import MemoryReader
-from herd.llama.config import SIZES
-from herd.quant import scheme
+from herd.llama.config import SIZES, ModelConfig
+from herd.quant import Scheme
+from herd.quant.mixtures import named_scheme
 from herd.quant.random import random_quantized
 from herd.report.receipt import Value
 
 SEED = 0
 
 
-def file_of(work: Path, size: str, quant: str, layers: int) -> Path:
+def file_of(work: Path, size: str, plan: Scheme, config: ModelConfig) -> Path:
     """The file of these weights, written if it is not there."""
-    path = work / f"{size}-{quant}-{layers}-seed{SEED}.gguf"
+    path = work / f"{size}-{plan.label}-{config.n_layers}-seed{SEED}.gguf"
     if not path.exists():
         work.mkdir(parents=True, exist_ok=True)
         print(f"writing {path}", file=sys.stderr)
-        write_random(path, SIZES[size].replace(n_layers=layers), scheme(quant), SEED)
+        write_random(path, config, plan, SEED)
     return path
 
 
@@ -87,7 +88,7 @@ def verdicts(record: dict, wide_registers: bool, batched: bool, long: bool) -> d
 
 def main() -> None:
     parser = bench_parser(__doc__)
-    parser.add_argument("quant", help="q4, q8, q4k, q6k … any format of `herd quantize --to`")
+    parser.add_argument("quant", help="q4, q8, q6k, Q4_K_M … any type of `herd quantize --to`")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", default="8B", choices=list(SIZES))
     parser.add_argument("--layers", type=int)
@@ -103,8 +104,8 @@ def main() -> None:
     find_python()
     config = SIZES[args.size]
     config = config.replace(n_layers=args.layers or config.n_layers)
-    plan, threads = scheme(args.quant), torch.get_num_threads()
-    file = file_of(args.work, args.size, args.quant, config.n_layers)
+    plan, threads = named_scheme(args.quant, config), torch.get_num_threads()
+    file = file_of(args.work, args.size, plan, config)
     model = random_quantized(config, plan, SEED)
     batched, long = args.batch > 1, args.context > 8192
     works = [Work("decode", args.context, args.batch), Work("prefill", args.prompt)]
@@ -142,13 +143,13 @@ def main() -> None:
     )
     values |= {"memory, herd": Value(resident, "bytes"), "memory, llama.cpp": Value(rival_nbytes, "bytes")}
     parts = ["speed", *([args.size.lower()] if args.size != "8B" else [])]
-    parts.append(plan.linears.name.lower().replace("_", ""))
+    parts.append(plan.label.replace("_", ""))
     parts += [*([f"batch{args.batch}"] if batched else []), *(["long"] if long else [])]
     whole = "whole model" if config.n_layers == SIZES[args.size].n_layers else f"{config.n_layers} layers"
     save_receipt(
         "-".join(parts),
         commit=args.commit,
-        what=f"{args.size} shape, {whole}, {plan.linears.name}: Herd and llama.cpp in turns on the same "
+        what=f"{args.size} shape, {whole}, {plan.label.upper()}: Herd and llama.cpp in turns on the same "
         "blocks",
         values=values,
         seed=SEED,

@@ -41,11 +41,12 @@ def test_random_weights_are_measured_for_every_batch_size(capsys):
     assert out["rival"] is None
 
 
-@pytest.mark.parametrize("quant", ["q8", "bf16"])
+@pytest.mark.parametrize("quant", ["q8", "bf16", "Q4_K_M"])
 def test_the_table_names_the_model_and_its_speeds(quant, capsys):
     assert run(["bench", "--size", "tiny", "--quant", quant, "--layers", "1", *QUICK]) == 0
     out = capsys.readouterr().out
-    assert "tiny, 1 layer, random" in out.splitlines()[0]
+    named = {"q8": "Q8_0"}.get(quant, quant.upper())
+    assert f"tiny, 1 layer, random {named}" in out.splitlines()[0]
     assert "decode at 8" in out
     assert "prefill of 16" in out
     assert "GB/s in the same rounds" in out

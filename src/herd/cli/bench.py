@@ -28,7 +28,7 @@ OVERHEAD_MEMORY = 1_500_000_000
 def bench_command(
     folder: Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL + " Or give --size.")] = None,
     size: Annotated[str | None, typer.Option(help="Random weights of 405B, 70B, 8B, 3B or 1B shape.")] = None,
-    quant: Annotated[str | None, typer.Option(help="With --size: q4 (default), q8, q4k, q6k, bf16.")] = None,
+    quant: Annotated[str | None, typer.Option(help="With --size: q4 (default), q8, Q4_K_M, bf16 …")] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens in the cache when decoding is measured.")] = 128,
     prompt: Annotated[int, typer.Option(min=1, help="Length of the prompt when prefill is measured.")] = 512,
     batch: Annotated[str, typer.Option(help="Numbers of sequences to decode at once, e.g. 1,16.")] = "1",
@@ -86,7 +86,7 @@ class _Random:
         import torch
 
         from ..llama.config import SIZES
-        from ..quant import scheme
+        from ..quant.mixtures import named_scheme
 
         if size not in SIZES:
             raise ConfigError(f"--size {size!r} is not known: choose {', '.join(SIZES)}")
@@ -94,11 +94,11 @@ class _Random:
         if layers is not None and layers > config.n_layers:
             raise ConfigError(f"--layers={layers}: {size} has only {config.n_layers} layers")
         self.config: ModelConfig = config if layers is None else config.replace(n_layers=layers)
-        self.plan, self.quant, self.seed = scheme(quant), quant, seed
+        self.plan, self.quant, self.seed = named_scheme(quant, self.config), quant, seed
         self.nbytes = self.plan.nbytes(self.config)
         self.dtype = torch.float32 if self.plan.linears.packed else torch.bfloat16
         depth = "" if layers is None else f", {layers} layer{'s' if layers > 1 else ''}"
-        self.name = f"{size}{depth}, random {self.plan.linears.name}, seed {seed}"
+        self.name = f"{size}{depth}, random {self.plan.label.upper()}, seed {seed}"
 
     def require_memory(self, overhead: int) -> None:
         """Raise `CheckpointError` if memory is too small. The message says what would fit."""
