@@ -128,6 +128,12 @@ def test_calls_are_reported_where_tools_are_offered_and_nothing_runs_them(tok):
     assert [type(e) for e in events] == [Calling, End]
 
 
+def test_an_answer_of_the_form_of_a_call_is_text_if_it_names_no_offered_tool(tok):
+    answer = '{"name": "Alice", "parameters": {"role": "admin"}}'
+    text, _ = joined(ChatSession(Script(tok, answer), tools=["wolfram_alpha"]).ask("x"))
+    assert text == Text(answer)
+
+
 @pytest.mark.parametrize(
     "answer",
     [

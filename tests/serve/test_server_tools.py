@@ -34,7 +34,7 @@ QUESTION = [{"role": "user", "content": "What is 6 * 7?"}]
 
 
 def call(name: str, **arguments) -> str:
-    return json.dumps({"name": name, "parameters": arguments})
+    return json.dumps({"type": "function", "name": name, "parameters": arguments})
 
 
 SUM = call("calculator", expression="6*7")

@@ -35,6 +35,8 @@ ANSWERS = [
     '{"type": "function", "name": "add", "parameters": {"a": ',
     '{"name": "Anna", "age": 3}',
     "```json\n" + CALL + "\n```",
+    '{"tool_calls": [{"name": "add", "args": {"a": 1}}]}',
+    '{"name": "Ann", "parameters": {}}',
     '{"type": "function", "name": "unknown", "parameters": {}}',
     " [1, 2, 3] and <b>bold</b>; {not: a call}",
     "",
@@ -174,6 +176,8 @@ def test_messages_and_responses_with_tools(tokenizer, answer, cuts, length):
         (CALL, 1, None, "tool_calls"),
         (f"{CALL}; {CALL}", 2, None, "tool_calls"),
         (f"Look: {CALL}", 1, "Look:", "tool_calls"),
+        (f"<function_call>{CALL.replace('parameters', 'args')}</function_call>", 1, None, "tool_calls"),
+        ('{"name": "Ann", "parameters": {}}', 0, '{"name": "Ann", "parameters": {}}', "stop"),
     ],
 )
 def test_the_whole_body_is_what_clients_expect(tokenizer, answer, n_calls, content, reason):

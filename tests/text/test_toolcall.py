@@ -15,8 +15,8 @@ from herd.text import Content, Malformed, Parsed, ToolCall, ToolCallParser, pars
 F1 = ToolCall("f", {"a": 1}, "json")
 
 
-def gather(pieces: list[str]) -> Parsed:
-    parser, parsed = ToolCallParser(), Parsed()
+def gather(pieces: list[str], names=None) -> Parsed:
+    parser, parsed = ToolCallParser(names), Parsed()
     for piece in pieces:
         for event in parser.feed(piece):
             parsed.add(event)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_toolcall import gather
 from text_strategies import FRAGMENTS
 
-from herd.text import parse
+from herd.text import Parsed, parse
 
 A = ("f", {"a": 1})
 PARIS = ("get_weather", {"city": "Paris"})
@@ -132,6 +132,41 @@ VARIANTS = {
         ("{'name': 'f', 'parameters': '{\"a\": 1}'}", "", [A]),
         ("{'name': 'f', 'parameters': {'a': 1,}}", "", [A]),
     ],
+    "other keys": [
+        ('{"name": "f", "args": {"a": 1}}', "", [A]),
+        ('{"name": "f", "params": {"a": 1}}', "", [A]),
+        ('{"tool": "f", "args": {"a": 1}}', "", [A]),
+        ('{"tool_name": "f", "parameters": {"a": 1}}', "", [A]),
+        ('{"args": {"a": 1}, "name": "f"}', "", [A]),
+        ('{"type": "tool_use", "id": "x", "name": "f", "input": {"a": 1}}', "", [A]),
+        ('{"type": "function", "function": {"name": "f", "args": "{\\"a\\": 1}"}}', "", [A]),
+        ("[{'name': 'f', 'args': {'a': 1}}, {'tool': 'now', 'args': {}}]", "", [A, ("now", {})]),
+    ],
+    "calls under a key": [
+        ('{"tool_calls": [{"name": "f", "arguments": {"a": 1}}]}', "", [A]),
+        ('{"tool_calls": [{"name": "f", "args": {"a": 1}}, {"name": "now"}]}', "", [A, ("now", {})]),
+        ('{"tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\\"a\\": 1}"}}]}',
+         "", [A]),
+        ('{"tool_calls": [{"name": "now", "arguments": {}}], "content": null}', "", [("now", {})]),
+        ('{"tool_call": {"name": "f", "arguments": {"a": 1}}}', "", [A]),
+        ('{"function_call": {"name": "f", "arguments": "{\\"a\\": 1}"}}', "", [A]),
+        ('Wait.\n```json\n{"tool_calls": [{"name": "f", "arguments": {"a": 1}}]}\n```\n', "Wait.", [A]),
+        ('[{"tool_calls": [{"name": "f", "arguments": {"a": 1}}]}, {"name": "now"}]', "", [A, ("now", {})]),
+        ('{"tool_calls": []}', '{"tool_calls": []}', []),
+        ('{"tool_calls": 3}', '{"tool_calls": 3}', []),
+        ('{"tool_calls": ["f"]}', '{"tool_calls": ["f"]}', []),
+        ('{"function_call": "auto"}', '{"function_call": "auto"}', []),
+        ('{"tool_calls": [{"name": "now"}], "total": 1}', '{"tool_calls": [{"name": "now"}], "total": 1}', []),
+    ],
+    "other tags": [
+        ('<function_call>{"name": "f", "arguments": {"a": 1}}</function_call>', "", [A]),
+        ('<function_call>\n{"name": "f", "args": {"a": 1}}\n</function_call>\nDone.', "\nDone.", [A]),
+        ("<functioncall> {\"name\": \"f\", \"arguments\": '{\"a\": 1}'} ", "", [A]),
+        ('<tool_calls>[{"name": "f", "arguments": {"a": 1}}, {"name": "now"}]</tool_calls>', "", [A, ("now", {})]),
+        ('<tool_calls>\n<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>\n</tool_calls>', "", [A]),
+        ('<|tool_call|>[{"name": "f", "arguments": {"a": 1}}]<|/tool_call|>', "", [A]),
+        ("<function_call> is a tag", "<function_call> is a tag", []),
+    ],
     "no calls": [
         ('{"name": "Bob", "age": 3}', '{"name": "Bob", "age": 3}', []),
         ('{"name": "Bob", "id": 7}', '{"name": "Bob", "id": 7}', []),
@@ -172,6 +207,46 @@ def test_every_variant_streams_to_the_same_result(kind):
             assert gather([text[:cut], text[cut:]]) == whole
 
 
+OFFERED = {"f", "now"}
+ALICE = '{"name": "Alice", "parameters": {"role": "admin"}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ALICE, f"Here: {ALICE} Good?", f"[{ALICE}]", f"```json\n{ALICE}\n```", '{"tool": "saw", "args": {}}',
+        '{"name": "Rex"}', '[print(end="x")]', 'subprocess.call(args="ls")',
+    ],
+)  # fmt: skip
+def test_text_of_the_form_of_a_call_is_text_if_it_names_no_tool_that_was_offered(text):
+    for pieces in ([text], list(text)):
+        assert gather(pieces, OFFERED) == Parsed(text)
+
+
+@pytest.mark.parametrize(("kind", "text", "content", "calls"), CASES)
+def test_calls_of_tools_that_were_offered_are_found(kind, text, content, calls):
+    assert gather([text], {name for name, _ in calls} or OFFERED) == parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"type": "function", "name": "Alice", "parameters": {}}', '<function=Alice>{}</function>',
+        '<tool_call>{"name": "Alice", "arguments": {}}</tool_call>', '<|python_tag|>Alice.call()',
+        '{"tool_calls": [{"name": "Alice", "arguments": {}}]}', '{"function": {"name": "Alice"}}',
+        '[{"name": "now"}, {"name": "Alice"}]',
+    ],
+)  # fmt: skip
+def test_what_says_that_it_is_a_call_is_one_of_a_tool_that_does_not_exist(text):
+    for pieces in ([text], list(text)):
+        assert gather(pieces, OFFERED).calls[-1].name == "Alice"
+
+
+def test_a_call_after_a_tag_that_was_closed_is_judged_by_its_name():
+    text = f'<tool_call>{{"name": "now"}}</tool_call>{ALICE}'
+    assert (gather([text], OFFERED).content, len(gather([text], OFFERED).calls)) == (ALICE, 1)
+
+
 PIECES = [text for _, text, _, _ in CASES] + [
     *FRAGMENTS, "```", "```json\n", "<tool_call>", "</tool_call>", "[", "]", "[f(", "'", '"', ",", ")", "}", ": ",
     '{"name": "f", "parameters": ', "{'name': 'f', ", "[{'name':", "\\", "<|python_tag|>", "\n", " ",
@@ -182,10 +257,11 @@ PIECES = [text for _, text, _, _ in CASES] + [
 @given(pieces=st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=8), data=st.data())
 def test_streaming_equals_parsing_the_whole_text(pieces, data):
     text = "".join(pieces)
-    whole = parse(text)
     cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=12)))
-    assert gather([text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])]) == whole
-    assert gather(list(text)) == whole
+    for names in (None, OFFERED):
+        whole = gather([text], names)
+        assert gather([text[a:b] for a, b in itertools.pairwise([0, *cuts, len(text)])], names) == whole
+        assert gather(list(text), names) == whole
 
 
 @settings(max_examples=300)

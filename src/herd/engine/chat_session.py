@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ..errors import EngineError
 from ..text.answers import AnswerParser
+from ..text.messages import tool_schema
 from ..text.toolcall import Call, Content, Event, Parsed, Reasoning, ToolCall
 from ..tools.loop import Execute, ToolLoop, ToolResult
 from .constraint import Constraint
@@ -163,7 +164,8 @@ class ChatSession:
         """Return the parser of an answer. Without tools, one that looks like a call is text."""
         if self.constraint is not None:
             return None
-        return self.chat.parser(tools=bool(self.tools) or self.execute is not None)
+        names = {tool_schema(tool, "tools")[0] for tool in self.tools}
+        return self.chat.parser(tools=names or self.execute is not None)
 
     @property
     def _n_turns(self) -> int:

@@ -180,7 +180,7 @@ def prepare_chat(served: ServedModel, call: ChatCall, *, any_length: bool = Fals
 
     def make_parser() -> AnswerParser:
         if form.constraint is None:
-            return chat.parser(tools=form.has_calls)
+            return chat.parser(tools=offered.keys() if form.has_calls else False)
         if form.calls_first:
             return CallsFirstParser(dialog.call_format, drops_space=tokenizer.adds_space)
         return AnswerParser(tools=form.has_calls, drops_space=tokenizer.adds_space)

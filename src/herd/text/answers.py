@@ -8,7 +8,7 @@ calls are found if tools were offered (`toolcall`). Streamed and whole text give
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from .toolcall import Content, Event, Parsed, Reasoning, ToolCallParser
 
@@ -18,14 +18,20 @@ THINK, THINK_END = "<think>", "</think>"
 class AnswerParser:
     """An incremental parser of one answer: `feed` it pieces of text, then `finish` once.
 
+    ``tools`` are the names of the tools that were offered, or whether any were.
     ``reasoning``: the answer may begin with a reasoning span. ``opened``: the prompt has opened it.
     ``drops_space``: one space at the very beginning is the tokenizer's, not the answer's.
     """
 
     def __init__(
-        self, *, tools: bool = False, reasoning: bool = False, opened: bool = False, drops_space: bool = False
+        self,
+        *,
+        tools: bool | Collection[str] = False,
+        reasoning: bool = False,
+        opened: bool = False,
+        drops_space: bool = False,
     ) -> None:
-        self._calls = ToolCallParser() if tools else None
+        self._calls = ToolCallParser(None if tools is True else tools) if tools else None
         self._drops_space = drops_space
         self._part = "reasoning" if opened else "start" if reasoning else "content"
         self._held = ""  # text that is not decided yet

@@ -7,7 +7,7 @@ A format belongs to a tokenizer: ``tokenizer.chat``. Two classes implement it, `
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -94,8 +94,12 @@ class ChatFormat(Protocol):
         """
         ...
 
-    def parser(self, *, tools: bool = False) -> AnswerParser:
-        """Return a parser of one answer. Without ``tools``, text that looks like a call is text."""
+    def parser(self, *, tools: bool | Collection[str] = False) -> AnswerParser:
+        """Return a parser of one answer.
+
+        ``tools`` are the names of the tools that were offered, or whether any were. Without tools, text that
+        looks like a call is text.
+        """
         ...
 
 

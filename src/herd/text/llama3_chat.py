@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ class Llama3Chat:
         self._tokenizer = tokenizer
         self.stop_ids = frozenset({tokenizer.eos_id, tokenizer.eom_id, tokenizer.eot_id})
 
-    def parser(self, *, tools: bool = False) -> AnswerParser:
+    def parser(self, *, tools: bool | Collection[str] = False) -> AnswerParser:
         """See `ChatFormat.parser`."""
         return AnswerParser(tools=tools)
 

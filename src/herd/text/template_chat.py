@@ -19,7 +19,7 @@ import datetime
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ class TemplateChat:
         special = self._tokenizer.special_tokens
         return frozenset(id_ for name, id_ in special.items() if rest.startswith(name))
 
-    def parser(self, *, tools: bool = False) -> AnswerParser:
+    def parser(self, *, tools: bool | Collection[str] = False) -> AnswerParser:
         """See `ChatFormat.parser`."""
         opened = self._prompt.rstrip().endswith(THINK)
         space = self._tokenizer.adds_space

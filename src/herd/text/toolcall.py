@@ -1,16 +1,21 @@
 """The parser of tool calls in generated text, whole or as it comes.
 
 =========================================================  =================================================
-``{"type": "function", "name": …, "parameters": {…}}``     json; also ``"arguments"``, and ``"type"`` may be
-                                                           absent
+``{"type": "function", "name": …, "parameters": {…}}``     json; also ``"arguments"`` or ``"args"``, and
+                                                           ``"type"`` may be absent
 ``name.call(query="…")``                                   builtin
 ``<function=name>{…}</function>``                          function
 ``<|python_tag|>`` and then any other text                 builtin: code for the code interpreter
 =========================================================  =================================================
 
 These are Llama 3.1's formats. Models also write lists of JSON calls, lists like ``[f(x="y"), g()]``, single
-quotes, parameters as a string, and fences or ``<tool_call>`` around calls. These are read as json, and
-the text around the calls is dropped.
+quotes, parameters as a string, ``{"tool_calls": […]}``, and fences, ``<tool_call>`` or ``<function_call>``
+around calls. These are read as json, and the text around the calls is dropped.
+
+Ordinary answers may have the form of a call, such as ``{"name": "Ann", "parameters": {}}``. A parser that
+knows the names of the tools takes such text for a call only if it names one of them. Text that says of itself
+that it is a call, by ``"type": "function"``, a tag or ``"tool_calls"``, is one with any name, so that the
+model learns that there is no such tool.
 
 Text before, between and after calls is content. Calls may be separated by ``;``, ``,`` or white space.
 ``<|python_tag|>`` may be missing, because decoders often drop special tokens. Without it, builtin calls and
@@ -30,6 +35,7 @@ expressions.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -107,9 +113,13 @@ def parse(text: str) -> Parsed:
 
 
 class ToolCallParser:
-    """An incremental parser of one message: `feed` it pieces of text, then `finish` once."""
+    """An incremental parser of one message: `feed` it pieces of text, then `finish` once.
 
-    def __init__(self) -> None:
+    ``names`` are the tools that were offered. None: not known, so every name may be a tool's.
+    """
+
+    def __init__(self, names: Collection[str] | None = None) -> None:
+        self._names = names
         self._events: list[Event] = []
         self._gap: list[str] = []  # white space, separators and wrappers, which vanish if a call follows
         self._opened: list[str] = []  # what would close the wrappers in the gap
@@ -137,7 +147,7 @@ class ToolCallParser:
         if not self._after_call:
             self._give("")
         events = self._take_events()
-        self.__init__()  # type: ignore[misc]
+        self.__init__(self._names)  # type: ignore[misc]
         return events
 
     # One character
@@ -182,7 +192,10 @@ class ToolCallParser:
             match: Match = stop.value
             if not match.ahead:
                 self._held.append(c)
-            self._accept(match, self._release())
+            if self._is_expected(match):
+                self._accept(match, self._release())
+            else:
+                self._reject("")
             if match.ahead and not at_end:
                 self._take(c)
         except NotACall as no:
@@ -208,6 +221,13 @@ class ToolCallParser:
                     self._held, self._tagged = list(grammar.PYTHON_TAG), True
 
     # What becomes of a candidate
+
+    def _is_expected(self, match: Match) -> bool:
+        """Return whether calls name a tool that was offered, or are marked as calls."""
+        marks = [*self._opened, *(self._closers if self._after_call else ())]
+        is_marked = match.certain or any(mark not in (grammar.FENCE, grammar.FUNCTION_END) for mark in marks)
+        names = self._names
+        return not match.calls or is_marked or names is None or any(c.name in names for c in match.calls)
 
     def _accept(self, match: Match, text: str) -> None:
         for call in match.calls:

@@ -26,24 +26,33 @@ FENCE = "```"
 TOOL_CALLS = "[TOOL_CALLS]"
 ARGS = "[ARGS]"
 WRAPPERS = {
-    "<tool_call>": "</tool_call>",
+    **{
+        f"<{word}>": f"</{word}>"
+        for word in ("tool_call", "tool_calls", "function_call", "function_calls", "functioncall")
+    },
+    "<|tool_call|>": "<|/tool_call|>",
     "<|python_start|>": "<|python_end|>",
     TOOL_CALLS: "</s>",
     FENCE: FENCE,
 }
-"""What models put around calls: Hermes and Qwen the first, Llama 4 the second, Mistral the third."""
+"""What models put around calls: Hermes and Qwen ``<tool_call>``, Phi ``<|tool_call|>``, Llama 4
+``<|python_start|>``, Mistral ``[TOOL_CALLS]``."""
 WHITE_SPACE = " \t\r\n"
 MAX_DEPTH = 64  # of nested arguments; Python's own JSON parser fails near 1000
 
 _TAGS = (PYTHON_TAG, *END_MARKERS, FUNCTION, FUNCTION_END, *WRAPPERS, *WRAPPERS.values())
 _QUOTES = ("'", '"')
-_CALL_KEYS = ("name", "type", "function", "parameters", "arguments", "id")
+_NAME_KEYS = ("name", "function", "tool_name", "tool")
+_ARGUMENT_KEYS = ("parameters", "arguments", "args", "params", "input")
+_NESTING_KEYS = ("tool_calls", "tool_call", "function_call")
+"""Keys under which an object has a call or a list of calls, as in the messages of OpenAI's API."""
+_CALL_KEYS = (*_NAME_KEYS, *_ARGUMENT_KEYS, *_NESTING_KEYS, "type", "id")
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 _END = "\0"
 _FIRST_KEY = re.compile(rf"""\[?\s*\{{\s*["'](?:{"|".join(_CALL_KEYS)})["']\s*:""")
 _TYPE = re.compile(r"""["']type["']\s*:\s*["']function["']""")
 _NAME = re.compile(r"""["']name["']\s*:\s*["']""")
-_PARAMETERS = re.compile(r"""["'](?:parameters|arguments)["']\s*:""")
+_PARAMETERS = re.compile(rf"""["'](?:{"|".join(_ARGUMENT_KEYS)})["']\s*:""")
 
 T = TypeVar("T")
 Reader = Generator[None, str, T]
@@ -66,11 +75,15 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Match:
-    """Calls, or a ``tag`` around calls. ``ahead``: the last character sent comes after the match."""
+    """Calls, or a ``tag`` around calls. ``ahead``: the last character sent comes after the match.
+
+    ``certain``: the text says that these are calls, whatever their names.
+    """
 
     calls: tuple[ToolCall, ...] = ()
     tag: str = ""
     ahead: bool = False
+    certain: bool = False
 
 
 class NotACall(Exception):
@@ -85,11 +98,12 @@ class NotACall(Exception):
 
 def json_call() -> Reader[Match]:
     """Match a JSON object whose first key is one that a call may have, after its ``{``."""
-    return Match((_read_call((yield from _call_object())),))
+    return _read_calls([(yield from _call_object())])
 
 
 def bracketed_calls(pythonic: bool) -> Reader[Match]:
     """Match the list of calls after ``[``: JSON objects, or if ``pythonic`` ``f(x="y"), g()``."""
+    objects: list[Any] = []
     calls: list[ToolCall] = []
     c = yield from _skip((yield))
     written_in_json = c == "{"
@@ -99,7 +113,7 @@ def bracketed_calls(pythonic: bool) -> Reader[Match]:
         if written_in_json:
             if c != "{":
                 raise NotACall(f"'{{' expected, not {c!r}")
-            calls.append(_read_call((yield from _call_object())))
+            objects.append((yield from _call_object()))
         else:
             name, c = yield from _identifier(c, ".")
             if f"[{name}{c}" == TOOL_CALLS and not calls:
@@ -109,9 +123,9 @@ def bracketed_calls(pythonic: bool) -> Reader[Match]:
             arguments = yield from _keyword_arguments(name)
             calls.append(_checked(name.removesuffix(".call"), arguments, "json"))
         c = yield from _separator((yield from _skip((yield))), "]")
-    if not calls:
+    if not calls and not objects:
         raise NotACall
-    return Match(tuple(calls))
+    return Match(tuple(calls)) if calls else _read_calls(objects)
 
 
 def tag() -> Reader[Match]:
@@ -131,7 +145,8 @@ def tag() -> Reader[Match]:
     c = yield from _skip((yield))
     if c != "{":
         raise NotACall("<function=name> must be followed by a JSON object")
-    return Match((_checked(name, (yield from _members((yield from _skip((yield))), 1)), "function"),))
+    arguments = yield from _members((yield from _skip((yield))), 1)
+    return Match((_checked(name, arguments, "function"),), certain=True)
 
 
 def fence(closing: bool) -> Reader[Match]:
@@ -158,7 +173,8 @@ def builtin_call(first: str) -> Reader[Match]:
         yield from _literal(ARGS[1:])
         if (yield from _skip((yield))) != "{":
             raise NotACall(f"{ARGS} must be followed by a JSON object")
-        return Match((_checked(name, (yield from _members((yield from _skip((yield))), 1)), "json"),))
+        arguments = yield from _members((yield from _skip((yield))), 1)
+        return Match((_checked(name, arguments, "json"),), certain=True)
     for expected in ".call":
         if c != expected:
             raise NotACall
@@ -315,23 +331,45 @@ def _items(c: str, depth: int) -> Reader[list[Any]]:
 # From values to calls
 
 
-def _read_call(value: dict[str, Any]) -> ToolCall:
-    """Return the call that a JSON object describes.
+def _read_calls(values: list[Any]) -> Match:
+    """Return the calls that JSON objects describe. Each is a call or has calls under one of its keys."""
+    calls: list[ToolCall] = []
+    certain = False
+    for value in values:
+        nesting = next((key for key in _NESTING_KEYS if key in value), None)
+        if nesting is None:
+            call, is_marked = _read_call(value)
+            calls.append(call)
+            certain |= is_marked
+            continue
+        inner = value[nesting] if isinstance(value[nesting], list) else [value[nesting]]
+        others = value.keys() - {nesting, "id", "type"}
+        if not all(isinstance(each, dict) for each in inner) or any(value[key] for key in others):
+            raise NotACall
+        calls += _read_calls(inner).calls
+        certain = True
+    if not calls:
+        raise NotACall
+    return Match(tuple(calls), certain=certain)
+
+
+def _read_call(value: dict[str, Any]) -> tuple[ToolCall, bool]:
+    """Return the call that a JSON object describes, and whether the object says that it is a call.
 
     Understood are ``{"name", "parameters"}``, OpenAI's ``{"function": {"name", "arguments"}}``, and the name
-    as ``"function"``. Parameters may be an object, an object written as a string, null, or absent where
-    nothing but the name is there.
+    as ``"function"`` or ``"tool"``. Parameters may be an object, an object written as a string, null, or
+    absent where nothing but the name is there.
     """
     function = value.get("function")
     parts = (function, value) if isinstance(function, dict) else (value,)
-    names = [part["name"] for part in parts if "name" in part]
-    name = names[0] if names else function
-    given = [part[key] for part in parts for key in ("parameters", "arguments") if key in part]
+    names = [part[key] for part in parts for key in _NAME_KEYS if isinstance(part.get(key), str)]
+    name = names[0] if names else None
+    given = [part[key] for part in parts for key in _ARGUMENT_KEYS if key in part]
     is_typed = value.get("type") == "function"
-    if not given and not is_typed and any(part.keys() - {"name", "function"} for part in parts):
+    if not given and not is_typed and any(part.keys() - {*_NAME_KEYS} for part in parts):
         raise NotACall
-    was_meant = is_typed or bool(given and isinstance(name, str))
-    if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
+    was_meant = is_typed or bool(given and name is not None)
+    if name is None or not TOOL_NAME.fullmatch(name):
         raise NotACall(f"{str(name)[:40]!r} is no function name" if was_meant else "")
     arguments = given[0] if given else None
     if isinstance(arguments, str):
@@ -341,7 +379,7 @@ def _read_call(value: dict[str, Any]) -> ToolCall:
     if not isinstance(arguments, dict):
         kind = type(arguments).__name__
         raise NotACall(f"parameters of {name} are {kind}, not an object" if was_meant else "")
-    return _checked(name, arguments, "json")
+    return _checked(name, arguments, "json"), is_typed or isinstance(function, dict)
 
 
 def _read_text(text: str) -> Any:
