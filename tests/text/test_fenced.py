@@ -21,7 +21,19 @@ def indented(text, by):
     return "".join(f"{' ' * by}{line}" for line in text.splitlines(keepends=True))
 
 
+def quoted(text, mark="> "):
+    return "".join(f"{mark}{line}".rstrip(" ") for line in text.splitlines(keepends=True))
+
+
 RIGHT = {
+    "block quote": quoted(fence(GOOD)),
+    "block quote without spaces": quoted(fence(GOOD), ">"),
+    "block quote with words": "So:\n\n" + quoted(f"Use this:\n\n{fence(DOCSTRING)}") + "\nDone.",
+    "block quote within another": quoted(quoted(fence(GOOD))),
+    "block quote in a list": f"1. Write:\n{indented(quoted(fence(GOOD)), 3)}",
+    "block quote right behind a number": f"1. {indented(quoted(fence(GOOD)), 3).lstrip()}",
+    "block quote that ends before its fence": quoted(f"```python\n{GOOD}") + "\nDone.\n",
+    "draft in a block quote": quoted(fence(WRONG)) + fence(GOOD),
     "python": fence(GOOD),
     "python3": fence(GOOD, "python3"),
     "py3 in capitals": fence(GOOD, "PY3"),
@@ -129,6 +141,11 @@ def test_blocks_have_language_code_and_end():
         FencedBlock("", "y\n  z\n", True),
         FencedBlock("", "open", False),
     ]
+
+
+def test_the_end_of_a_block_quote_ends_its_code():
+    text = "> ```\n> a\n> > b\nc\n```\n>>> d\n```\n"
+    assert fenced_blocks(text) == [FencedBlock("", "a\n> b\n", False), FencedBlock("", ">>> d\n", True)]
 
 
 def test_a_longer_fence_encloses_a_shorter_one():

@@ -1,8 +1,8 @@
 """Fenced code blocks in text, and the Python program in a model's answer.
 
-Fences follow CommonMark (spec 0.31, section 4.5) with three liberties that models need: an opening fence may
-be indented by any amount and may follow other words on its line ("Here: ```python"), and a closing fence may
-end the last line of code.
+Fences follow CommonMark (spec 0.31, section 4.5), also within block quotes, with three liberties that models
+need: an opening fence may be indented by any amount and may follow other words on its line
+("Here: ```python"), and a closing fence may end the last line of code.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import ast
 import re
 import textwrap
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 _OPENING = re.compile(r"(?P<indent>[ \t]*)(?P<fence>`{3,}|~{3,})(?P<info>[^`]*)")
 _OPENING_AFTER_WORDS = re.compile(r".*\S[ \t]*(?P<indent>)(?P<fence>`{3,})(?P<info>[ \t]*\w[^`]*)")
+_QUOTE = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)]) +)?(?:> ? {0,3})*> ?")
 _LANGUAGE = re.compile(r"[\s{.]*([\w+#-]*)")
 _PYTHON = ("", "python", "python3", "py", "py3", "ipython", "ipython3")
 _START = re.compile(r"^(?:(?:async +)?def |class \w|@\w|import \w|from [\w.]+ import )", re.MULTILINE)
@@ -41,11 +43,15 @@ class FencedBlock:
 def fenced_blocks(text: str) -> list[FencedBlock]:
     """Return the fenced code blocks of a text in order. A block that is never closed lasts to the end."""
     blocks = []
-    lines = iter(text.splitlines(keepends=True))
-    for line in lines:
-        opening = _OPENING.fullmatch(line.rstrip()) or _OPENING_AFTER_WORDS.fullmatch(line.rstrip())
+    lines = deque(text.splitlines(keepends=True))
+    while lines:
+        line = lines.popleft()
+        quote = _QUOTE.match(line)
+        line = line[quote.end() if quote else 0 :].rstrip()
+        opening = _OPENING.fullmatch(line) or _OPENING_AFTER_WORDS.fullmatch(line)
         if opening:
-            code, closed = _content(lines, opening["fence"], len(opening["indent"]))
+            depth = quote[0].count(">") if quote else 0
+            code, closed = _content(lines, opening["fence"], len(opening["indent"]), depth)
             language = _LANGUAGE.match(opening["info"])
             blocks.append(FencedBlock(language[1].lower() if language else "", code, closed))
     return blocks
@@ -96,10 +102,15 @@ def future_imports_first(code: str) -> str:
     return "".join(line.rstrip("\n") + "\n" for line in _FUTURE.findall(code)) + _FUTURE.sub("", code)
 
 
-def _content(lines: Iterator[str], fence: str, indent: int) -> tuple[str, bool]:
-    """Consume lines up to the closing fence. Returns the code, and whether there was a closing fence."""
+def _content(lines: deque[str], fence: str, indent: int, depth: int) -> tuple[str, bool]:
+    """Consume lines up to the closing fence. Returns the code, and whether there was a closing fence.
+
+    ``depth`` is the number of block quotes around the fence. The code ends where they end.
+    """
     code: list[str] = []
-    for line in lines:
+    marks = re.compile(rf"(?:[ \t]*> ?){{{depth}}}")
+    while lines and (quote := marks.match(lines[0])):
+        line = lines.popleft()[quote.end() :]
         bare = line.strip()
         blanks = len(line) - len(line.lstrip(" \t"))
         # a deeper fence is part of the code, for example of a docstring

@@ -38,16 +38,32 @@ _NUMBER = re.compile(
     r"(?<![A-Za-z_\d^])(?<!\d[.,:/])(?P<sign>[-+]?)(?P<digits>\d(?:[\d.,]{0,60}\d)?|\.\d{1,60})"
 )
 _MINUS = re.compile(r"\b(?:minus|negative|moins|menos|meno|минус) (?=\.?\d)", re.IGNORECASE)
-_MULTIPLES = {"dozen": 12, "thousand": 10**3, "million": 10**6, "billion": 10**9}
-_MULTIPLE = re.compile(rf"[ -]({'|'.join(_MULTIPLES)})\b", re.IGNORECASE)
+_MULTIPLES = {
+    12: "dozen",
+    100: "hundred",
+    10**3: "thousand|tausend|mille|mil|mila|тысяч[аи]?|тыс",
+    10**5: "lakh",
+    10**6: "millions?|millionen|mio|millones|millón|milhões|milhão|milion[ei]|миллион(?:а|ов)?|млн",
+    10**7: "crore",
+    10**9: "billions?",
+    10**12: "trillions?",
+}
+_SHORT_MULTIPLES = {10**3: "[kK]|千", 10**4: "[万萬]", 10**6: "M", 10**8: "[億亿]", 10**9: "B|bn"}
+"""Written directly behind a number. "m" is not among them, because it is the metre."""
+_MULTIPLE = re.compile(
+    "|".join(
+        [rf"(?i:[ -](?P<x{value}>{words})\b)" for value, words in _MULTIPLES.items()]
+        + [rf"(?P<s{value}>{words})(?![A-Za-z\d])" for value, words in _SHORT_MULTIPLES.items()]
+    )
+)
 _FRACTION = re.compile(r"(?: (\d+))? ?/ ?(\d{1,9})(?![\d/])")
 _NO_RESULT_BEFORE = re.compile(
     r"\d[\d.,]*(?:\s*\w+)?\s*(?:[-~/]|\b(?:to|or|bis|oder|ou|или)\b)\s*$|between \S+ and $"
 )
 """Text before the last number that makes it the end of a range, an alternative or a calculation."""
 _NO_RESULT_AFTER = re.compile(
-    r"\s*(?:[-~:^*×/+,]|\b(?:to|bis|à|a)\b)\s*[-+]?\d"
-    r"|(?: [^\W\d]+)? (?:or|and|oder|und|ou|et|o|y|или|и) [-+]?\d|e[-+]?\d|\d"
+    r"(?:[kKMB]|bn)?\s*(?:[-~:^*×/+,]|\b(?:to|bis|à|a)\b)\s*[-+]?\d"
+    r"|(?:[kKMB]|bn| [^\W\d]+)? (?:or|and|oder|und|ou|et|o|y|или|и) [-+]?\d|e[-+]?\d|\d"
 )
 
 
@@ -129,5 +145,5 @@ def _value(number: re.Match[str], thousands: str) -> Fraction | None:
             return None
         value = value + Fraction(int(over[1]), int(over[2])) if over[1] else value / int(over[2])
     elif times := _MULTIPLE.match(number.string, number.end()):
-        value *= _MULTIPLES[times[1].lower()]
+        value *= int(str(times.lastgroup)[1:])
     return -value if number["sign"] == "-" else value
