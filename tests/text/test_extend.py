@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 
 import pytest
+from tokenizers import Tokenizer as Library
+from tokenizers import models
 
 from herd.checkpoint import load_tokenizer
 from herd.data.builtin import parallel_lines
 from herd.errors import TokenizerError
 from herd.text import Tokenizer
 from herd.text.extend import extend_vocabulary
+from herd.text.library_tokenizer import LibraryTokenizer
+from herd.text.tokenizer_json import tokenizer_json
 
 PHRASES = (
     "設定ファイル",
@@ -79,7 +83,47 @@ def test_the_saved_tokenizer_is_read_by_transformers_with_the_same_ids(extended,
         assert ours.encode(text) == extended.tokenizer.encode(text)
 
 
-def test_a_vocabulary_with_special_tokens_at_its_end_is_refused():
-    tokenizer = Tokenizer.train(["ab cd " * 50], 515)
-    with pytest.raises(TokenizerError, match="special tokens follow the vocabulary"):
-        extend_vocabulary(tokenizer, japanese(2), 10)
+@pytest.fixture(params=["ranks", "library"])
+def special_last(request, tmp_path):
+    """A tokenizer whose special tokens follow its vocabulary: of Llama 3's kind, or of Qwen's."""
+    made = Tokenizer.train(["the cat sat on the mat " * 50], 520)
+    if request.param == "ranks":
+        return made
+    library = Library.from_str(tokenizer_json(made.ranks, made.special_tokens, made.bos_id))
+    return LibraryTokenizer(library, bos=made.token_names["bos_token"], eos=made.token_names["eos_token"])
+
+
+def test_special_tokens_that_follow_the_vocabulary_keep_their_ids(special_last, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    old, extended = special_last, extend_vocabulary(special_last, japanese(50), 40)
+    new = extended.tokenizer
+    assert new.vocab_size == old.vocab_size + len(extended.pieces) > old.vocab_size
+    assert new.special_tokens == old.special_tokens
+    assert (new.bos_id, new.eos_id, new.stop_ids) == (old.bos_id, old.eos_id, old.stop_ids)
+    english = "The cat sat on <|eot_id|> the mat."
+    assert new.encode(english, bos=True, eos=True) == old.encode(english, bos=True, eos=True)
+    text = japanese(1, seed=3)[0]
+    assert len(new.encode(text)) < 0.6 * len(old.encode(text))
+    new.save(tmp_path)
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), Tokenizer.from_folder(tmp_path)
+    assert theirs(text, add_special_tokens=False)["input_ids"] == ours.encode(text) == new.encode(text)
+    assert theirs.convert_tokens_to_ids("<|eot_id|>") == old.special_tokens["<|eot_id|>"]
+    assert new.vocabulary.tokens[old.special_tokens["<|eot_id|>"]] == "<|eot_id|>"
+
+
+def test_llama_3s_dialogs_keep_every_id_and_mask():
+    old = Tokenizer.train(["the cat sat on the mat " * 50], 520)
+    new = extend_vocabulary(old, japanese(50), 40).tokenizer
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi <|eot_id|>"},
+        {"role": "assistant", "content": "Hello"},
+    ]
+    ours, theirs = (each.require_chat().render(messages) for each in (new, old))
+    assert (ours.ids, ours.mask) == (theirs.ids, theirs.mask)
+
+
+def test_a_vocabulary_that_is_not_byte_level_is_refused():
+    characters = LibraryTokenizer(Library(models.BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])))
+    with pytest.raises(TokenizerError, match="only byte-level BPE can be extended"):
+        extend_vocabulary(characters, japanese(2), 10)

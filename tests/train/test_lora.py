@@ -169,14 +169,20 @@ def recipe(base, adapter="", train=""):
     return parse_recipe(RECIPE.format(base=base, folder=base.parent, adapter=adapter, train=train), "test")
 
 
-def test_a_recipe_trains_an_adapter_that_loads_with_its_base(base):
-    folder, _ = run_recipe(recipe(base))
+@pytest.mark.parametrize("kind", ["", "rslora: true, dora: true"])
+def test_a_recipe_trains_an_adapter_that_loads_with_its_base(base, kind):
+    folder, _ = run_recipe(recipe(base, kind))
     assert folder == base.parent / "run" / "adapter"
     model = checkpoint.load_model(folder)
     before = checkpoint.load_model(base)
     tokens = batch().tokens_BT
     with torch.no_grad():
         assert not torch.allclose(model.logits(tokens), before.logits(tokens), atol=1e-3)
+    for layer in lora_layers(model).values():
+        assert layer.scale == (16 if kind else 8)
+        assert (layer.lora_magnitude is not None) == bool(kind)
+        if layer.lora_magnitude is not None:
+            assert not torch.equal(layer.lora_magnitude, layer.base.weight.norm(dim=1))
     assert toy.bits(remove_lora(model)) == toy.bits(before)
     assert checkpoint.load_tokenizer(folder) == checkpoint.load_tokenizer(base)
     assert checkpoint.load_lineage(folder).parents == {"start": checkpoint.checkpoint_hash(base)}

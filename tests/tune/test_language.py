@@ -14,6 +14,7 @@ from herd.cli import run
 from herd.llama.config import ModelConfig
 from herd.llama.model import LlamaLM
 from herd.llama.new_rows import train_new_rows
+from herd.text import Tokenizer
 
 CONFIG = ModelConfig(vocab_size=96, dim=32, n_layers=1, n_heads=4, n_kv_heads=2, ffn_dim=48, max_context=64)
 PHRASES = (
@@ -54,13 +55,40 @@ def test_a_language_is_learned_and_reported(real_data, tmp_path, capsys):
     assert run(["tune", "language", "ja", *words]) == 0
     said = capsys.readouterr().out
     assert "bytes per token" in said
+    assert "text: ja, bits/byte" in said
+    assert "text: en, bits/byte" in said
     report = json.loads((tmp_path / "out" / "language.json").read_text())
     assert report["fertility"]["after"] > 2 * report["fertility"]["before"]
-    before, after = report["bits_per_byte"]["ja"]
-    assert after < 0.8 * before
+    found = report["bits_per_byte"]["ja"]
+    assert found["after"] < 0.8 * found["before"]
+    assert found["lo"] <= found["after"] - found["before"] <= found["hi"] < 0
     model = checkpoint.load_model(tmp_path / "out" / "run" / "model")
     new = checkpoint.load_tokenizer(tmp_path / "out" / "run" / "model")
     assert model.config.vocab_size == new.vocab_size == tokenizer.vocab_size + report["fertility"]["added"]
     base = checkpoint.load_model(tmp_path / "base")
     old_rows = model.model.embed_tokens.weight[: tokenizer.vocab_size].detach()
     assert torch.equal(old_rows, base.model.embed_tokens.weight.bfloat16().detach())
+    text.write_text(text.read_text(encoding="utf-8") + "追加", encoding="utf-8")
+    assert run(["tune", "language", "ja", *words]) == 1
+    assert "ja.txt has other content" in capsys.readouterr().err
+
+
+def test_a_check_measures_fertility_without_weights_and_writes_nothing(tmp_path, capsys):
+    tokenizer = Tokenizer.train(["the cat sat on the mat " * 50], 520)
+    config = CONFIG.replace(vocab_size=520)
+    checkpoint.save_model(tmp_path / "base", LlamaLM(config).init_weights(0), tokenizer)
+    (tmp_path / "base" / "model.safetensors").unlink()
+    (tmp_path / "ja.txt").write_text("\n".join("".join(PHRASES) + f"{n}" for n in range(900)))
+    words = ["--model", str(tmp_path / "base"), "--text", str(tmp_path / "ja.txt"), "--add", "50"]
+    assert run(["tune", "language", "ja", *words, "--out", str(tmp_path / "out"), "--check", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["added"] == 50
+    assert found["after"] > 2 * found["before"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", [("--replay-share", "0"), ("--lr", "-1")])
+def test_impossible_options_are_refused_by_name(tmp_path, capsys, option):
+    words = ["tune", "language", "ja", "--text", "x", "--out", str(tmp_path / "out"), *option]
+    assert run(words) != 0
+    assert option[0] in capsys.readouterr().err

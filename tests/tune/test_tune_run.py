@@ -63,6 +63,37 @@ def test_adapters_on_a_gguf(base, dialogs, tmp_path, capsys, method):
     assert len(lora_layers(model)) == 14
 
 
+def test_dora_with_rslora_is_trained_written_for_peft_and_merged(base, dialogs, tmp_path, capsys):
+    out = tmp_path / "run"
+    kinds = ("--dora", "--rslora", "--rank", 4, "--lr", "1e-2", "--steps", 6)
+    tune(base, "--data", dialogs, "--out", out, *kinds, code=1)
+    assert "--rslora, --dora: are kinds of adapters" in (said := capsys.readouterr().err)
+    assert "--method lora" in said
+    assert not (out / "recipe.yaml").exists()
+    words = ("--data", dialogs, "--out", out, "--method", "lora", *kinds, "--other", other(tmp_path))
+    tune(base, *words)
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert (config["use_dora"], config["use_rslora"], config["lora_alpha"]) == (True, True, 32)
+    tune("merge", out / "adapter", "--to", "fp32", "--out", tmp_path / "merged")
+    merged, tuned = checkpoint.load_model(tmp_path / "merged"), checkpoint.load_model(out / "adapter")
+    tokens = torch.arange(60)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged.logits(tokens), tuned.logits(tokens), atol=1e-4, rtol=0)
+    tune("merge", out / "adapter", "--to", "gguf-adapter", code=1)
+    assert "GGUF adapter has no DoRA" in capsys.readouterr().err
+
+
+def test_other_options_are_free_until_the_run_begins_and_refused_afterwards(base, dialogs, tmp_path, capsys):
+    words = (base, "--data", dialogs, "--out", tmp_path / "run", "--other", other(tmp_path))
+    tune(*words, "--check")
+    tune(*words, "--steps", 2, "--method", "lora", "--check")
+    assert "lora: as asked" in capsys.readouterr().out
+    tune(*words, "--steps", 2)
+    assert "full: 0 M parameters" in capsys.readouterr().out
+    tune(*words, "--steps", 3, code=1)
+    assert "has a run with steps=2, not 3" in capsys.readouterr().err
+
+
 def test_an_interrupted_run_resumes_with_the_same_bits(base, dialogs, tmp_path, monkeypatch, capsys):
     words = ("--data", dialogs, "--steps", 8, "--other", other(tmp_path))
     tune(base, *words, "--out", tmp_path / "whole")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +36,10 @@ if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
 _PREFIX = "base_model.model."
-_TENSOR = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_TENSOR = re.compile(r"base_model\.model\.(.+)\.(?:lora_([AB])\.weight|lora_(magnitude)_vector)")
 _MUST_BE: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
-    "use_dora": (False, None),
     "fan_in_fan_out": (False, None),
     "lora_bias": (False, None),
     "modules_to_save": (None, []),
@@ -52,10 +51,23 @@ _MUST_BE: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter: the name of its base, and A, B and scale of each adapted layer by name."""
+    """An adapter: the name of its base, and A, B and scale of each adapted layer by name.
+
+    ``magnitudes`` are DoRA's lengths of rows (O,) by layer.
+    """
 
     base: str
     layers: Mapping[str, tuple[Tensor, Tensor, float]]
+    magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def plain_layers(self, purpose: str) -> Mapping[str, tuple[Tensor, Tensor, float]]:
+        """Return ``layers``. Raises `CheckpointError` that names ``purpose`` for DoRA, which needs more."""
+        if self.magnitudes:
+            raise CheckpointError(
+                f"{purpose} has no DoRA (use_dora), whose update depends on the lengths of the base's rows; "
+                "merge the adapter instead (herd tune merge)"
+            )
+        return self.layers
 
     def attach(self, model: LlamaLM) -> LlamaLM:
         """Put the adapter on a model in place and return the model.
@@ -77,6 +89,8 @@ class Adapter:
             layer = LoraLinear(base, len(a_RD), scale)
             device = "cpu" if layer.lora_A.is_meta else layer.lora_A.device
             layer.lora_A, layer.lora_B = (nn.Parameter(part.float().to(device)) for part in (a_RD, b_OR))
+            if name in self.magnitudes:
+                layer.lora_magnitude = nn.Parameter(self.magnitudes[name].float().to(device))
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, layer)
         return model
@@ -112,18 +126,25 @@ def read_adapter(folder: Path) -> Adapter:
             raise CheckpointError(f"{path}: {name} is not part of a LoRA adapter on linear layers")
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{path}: {name} has values that are not finite; restore the file")
-        pairs.setdefault(match[1], {})[match[2]] = tensor
-    layers = {}
+        pairs.setdefault(match[1], {})[match[2] or match[3]] = tensor
+    layers, magnitudes = {}, {}
+    dora = {"magnitude"} if config.get("use_dora") else set()
     for name, pair in pairs.items():
-        if pair.keys() != {"A", "B"} or len(pair["A"]) != pair["B"].shape[-1]:
+        if pair.keys() - dora == {"A", "B"} and dora - pair.keys():
+            raise CheckpointError(f"{path}: {name} lacks the lora_magnitude_vector of DoRA; restore the file")
+        if pair.keys() != {"A", "B"} | dora or len(pair["A"]) != pair["B"].shape[-1]:
             raise CheckpointError(f"{path}: {name} lacks one of lora_A and lora_B, or their ranks differ")
         rank = len(pair["A"])
         alpha = _alpha(config, name)
         scale = scale_of(rank, alpha, rslora=bool(config.get("use_rslora")))
         layers[name] = (pair["A"], pair["B"], scale)
+        if dora:
+            if pair["magnitude"].shape != (len(pair["B"]),):
+                raise CheckpointError(f"{path}: {name} has a magnitude for another number of rows")
+            magnitudes[name] = pair["magnitude"]
     if not layers:
         raise CheckpointError(f"{path}: has no tensors; train the adapter again")
-    return Adapter(base_in(folder, config), layers)
+    return Adapter(base_in(folder, config), layers, magnitudes)
 
 
 def save_adapter(
@@ -132,23 +153,28 @@ def save_adapter(
     base: str,
     tokenizer: Tokenizer | None = None,
     *,
+    rslora: bool = False,
     lineage: Lineage | None = None,
 ) -> None:
-    """Write the adapters of ``model`` as a folder in PEFT's layout, which replaces an older one."""
+    """Write the adapters of ``model`` as a folder in PEFT's layout, which replaces an older one.
+
+    ``rslora`` is the way in which the scale is written. It does not change what is computed.
+    """
     layers = lora_layers(model)
-    rank, alpha = _uniform(layers, folder)
+    rank, scale = _uniform(layers, folder)
+    dora = any(layer.lora_magnitude is not None for layer in layers.values())
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": rank,
-        "lora_alpha": alpha,
+        "lora_alpha": scale / scale_of(rank, 1, rslora=rslora),
         "lora_dropout": 0.0,
         "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
         "bias": "none",
         "fan_in_fan_out": False,
-        "use_rslora": False,  # lora_alpha already says the scale
-        "use_dora": False,
+        "use_rslora": rslora,
+        "use_dora": dora,
         "modules_to_save": None,
         "inference_mode": True,
     }
@@ -157,6 +183,8 @@ def save_adapter(
         for part in ("A", "B"):
             tensor = getattr(layer, f"lora_{part}").detach().cpu()
             tensors[f"{_PREFIX}{name}.lora_{part}.weight"] = tensor.contiguous()
+        if layer.lora_magnitude is not None:
+            tensors[f"{_PREFIX}{name}.lora_magnitude_vector"] = layer.lora_magnitude.detach().cpu()
     require_free_space(folder, sum(tensor.nbytes for tensor in tensors.values()) + 1_000_000)
     with whole_folder(folder) as temporary:
         write_json(temporary / ADAPTER_CONFIG, config)
@@ -173,14 +201,14 @@ def export_gguf_adapter(file: Path, model: LlamaLM, name: str) -> None:
     Raises `CheckpointError` for an adapter on a tied head, which a GGUF file does not have.
     """
     layers = lora_layers(model)
-    _, alpha = _uniform(layers, file)
+    rank, scale = _uniform(layers, file)
     if "lm_head" in layers and model.config.tie_embeddings:
         raise CheckpointError(f"{file}: the head is tied to the embedding; merge the adapter instead")
     metadata: list[Value] = [
         ("general.type", "STRING", "adapter"),
         ("general.name", "STRING", name),
         ("adapter.type", "STRING", "lora"),
-        ("adapter.lora.alpha", "FLOAT32", alpha),
+        ("adapter.lora.alpha", "FLOAT32", scale * rank),
     ]
     tensors = dict(_gguf_tensors(layers, model.config.head_dim))
     plan = {theirs: (tuple(tensor.shape), F32) for theirs, tensor in tensors.items()}
@@ -202,13 +230,12 @@ def _gguf_tensors(layers: Mapping[str, LoraLinear], head_dim: int) -> Iterator[t
 
 
 def _uniform(layers: Mapping[str, LoraLinear], where: Path) -> tuple[int, float]:
-    """Return the rank and alpha that all layers have in common."""
+    """Return the rank and the scale that all layers have in common."""
     kinds = {(len(layer.lora_A), layer.scale) for layer in layers.values()}
     if len(kinds) != 1:
         found = "no adapter" if not kinds else f"adapters of {len(kinds)} ranks or scales"
         raise CheckpointError(f"{where}: the model has {found}; one rank and scale can be written")
-    rank, scale = kinds.pop()
-    return rank, scale * rank
+    return kinds.pop()
 
 
 def _alpha(config: Mapping[str, Any], name: str) -> float:

@@ -349,7 +349,8 @@ def put_adapters(model: Any, folders: Mapping[str, Path]) -> dict[str, Any]:
     from ..checkpoint.adapters import read_adapter
     from ..llama.switched import switch_adapters
 
-    adapters = {name: read_adapter(folder).layers for name, folder in folders.items()}
+    purpose = "a base with several adapters"
+    adapters = {name: read_adapter(folder).plain_layers(purpose) for name, folder in folders.items()}
     if adapters:
         switch_adapters(model, adapters)
     return adapters

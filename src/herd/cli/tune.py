@@ -33,6 +33,12 @@ def tune_command(
     method: Annotated[str, typer.Option(help="auto, full, lora, or qlora (on a packed GGUF).")] = "auto",
     objective: Annotated[str, typer.Option(help="auto, sft, or dpo (pairs of answers).")] = "auto",
     rank: Annotated[int, typer.Option(min=1, help="Rank of LoRA adapters.")] = 16,
+    rslora: Annotated[
+        bool, typer.Option("--rslora", help="Scale adapters by 32/sqrt(rank), not 32/rank (ranks above 64).")
+    ] = False,
+    dora: Annotated[
+        bool, typer.Option("--dora", help="Train the lengths of weight rows too (DoRA).")
+    ] = False,
     lr: Annotated[float | None, typer.Option(help="Learning rate (default: by size and method).")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Number of updates.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Number of tokens to read, instead.")] = None,
@@ -76,8 +82,9 @@ def tune_command(
         raise DataError("--steps, --tokens and --epochs: give one of the three")
     options = checked(
         TuneOptions, method=method, objective=objective, model=model,
-        data=tuple(data), out=str(folder), rank=rank, lr=lr, steps=steps, tokens=tokens, epochs=epochs,
-        context=context, heldout=heldout, replay=tuple(replay or ()), replay_share=replay_share, beta=beta,
+        data=tuple(data), out=str(folder), rank=rank, rslora=rslora, dora=dora, lr=lr, steps=steps,
+        tokens=tokens, epochs=epochs, context=context,
+        heldout=heldout, replay=tuple(replay or ()), replay_share=replay_share, beta=beta,
         tasks=tuple(tasks.split(",")) if tasks else (), other=tuple(other or ()), seed=seed,
     )  # fmt: skip
     keep_freed_memory()
@@ -231,12 +238,13 @@ def language_command(
     add: Annotated[int, typer.Option(min=1, help="Most tokens to add to the vocabulary.")] = 4096,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on.")] = 500_000,
     rank: Annotated[int, typer.Option(min=1, help="Rank of the adapters.")] = 64,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-3,
+    lr: Annotated[float | None, typer.Option(help="Learning rate (default: by size).")] = None,
     replay: Annotated[
         list[str] | None, typer.Option(help="Other text to mix in (default: Herd's sentences).")
     ] = None,
     replay_share: Annotated[float, typer.Option(help="Share of the rows that are replay.")] = 0.2,
     out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/tune/LANGUAGE).")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only measure bytes per token, and stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Teach a model a language: extend its vocabulary, train the new tokens, and measure the changes.
@@ -244,25 +252,30 @@ def language_command(
     Ctrl-C saves the state of the run, and the same command resumes it.
     """
     from ..kernels.memory import keep_freed_memory
-    from ..tune.language import LanguageOptions, steps_of, teach_language
+    from ..tune.language import LanguageOptions, measure_fertility, steps_of, teach_language
+    from ..tune.run import table
 
     folder = out or Path("runs") / "tune" / language
-    options = LanguageOptions(
-        model=model, language=language, text=tuple(text), out=str(folder), add=add, tokens=tokens, rank=rank,
-        lr=lr, replay=tuple(replay or ()), replay_share=replay_share,
+    options = checked(
+        LanguageOptions, model=model, language=language, text=tuple(text), out=str(folder), add=add,
+        tokens=tokens, rank=rank, lr=lr, replay=tuple(replay or ()), replay_share=replay_share,
     )  # fmt: skip
+    if check:
+        fertility = measure_fertility(options)
+        if as_json:
+            print_json(vars(fertility))
+        else:
+            print(f"{language}: {fertility}")
+        return
     keep_freed_memory()
     with step_progress(language, steps_of(options), show=True) as on_step:
         say = (lambda line: None) if as_json else print
         found = teach_language(options, on_step=on_step, say=say)
     if as_json:
-        folder_and_fertility = {"folder": str(found.folder), "fertility": vars(found.fertility)}
-        print_json(folder_and_fertility | {"bits_per_byte": found.bits})
+        changes = [dataclasses.asdict(change) for change in found.changes]
+        print_json({"folder": str(found.folder), "fertility": vars(found.fertility), "changes": changes})
         return
-    rows = [
-        (name, f"{before:.3f}", f"{after:.3f}", f"{100 * (after / before - 1):+.1f} %")
-        for name, (before, after) in found.bits.items()
-    ]
     print()
-    print_table(("bits per byte", "before", "after", "change"), rows)
+    print_table(("measured", "before", "after", "change", ""), table(found.changes))
     print(f"\n{found.folder}\ntalk to it: herd chat {found.folder}")
+    print(f"store it in fewer bits: herd quantize {found.folder} --to Q4_K_M")

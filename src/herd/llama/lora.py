@@ -5,6 +5,10 @@ change: ``y = base(x) + scale · (x Aᵀ) Bᵀ``. Only A and B have gradients, a
 any format. ``scale`` is alpha / rank, or alpha / √rank for rank-stabilized adapters (rsLoRA, arXiv
 2312.03732).
 
+With a magnitude m (DoRA, arXiv 2402.09353) the rows of the adapted weight W' = W + scale · B A also have
+trained lengths: ``y = m / ‖W'‖ · W' x``. The lengths ‖W'‖ count as constants in the backward pass (section
+4.3 there), as in PEFT.
+
 Shapes: R rank, D inputs, O outputs.
 Source: Hu et al., LoRA (arXiv 2106.09685); targets and constants: "LoRA without regret" (Thinking Machines,
 2025).
@@ -31,10 +35,13 @@ TARGETS = (*LAYER_LINEARS, "lm_head")
 class LoraLinear(nn.Module):
     """A linear layer whose weight ``base`` is frozen, with a trained update of low rank.
 
-    A is drawn uniformly from ``seed``, as in PEFT, and B is zero, so the layer begins as its base.
+    A is drawn uniformly from ``seed``, as in PEFT, and B is zero, so the layer begins as its base. With
+    ``dora``, the lengths of the rows are trained too.
     """
 
-    def __init__(self, base: nn.Module, rank: int, scale: float, seed: int = 0) -> None:
+    def __init__(
+        self, base: nn.Module, rank: int, scale: float, seed: int = 0, *, dora: bool = False
+    ) -> None:
         super().__init__()
         self.base, self.scale = base.requires_grad_(False), scale
         self.in_features = int(base.in_features)  # type: ignore[arg-type]
@@ -45,17 +52,35 @@ class LoraLinear(nn.Module):
         device = next(base.buffers(), next(base.parameters(), a_RD)).device
         self.lora_A = nn.Parameter(a_RD.to(device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, device=device))
+        self.lora_magnitude: nn.Parameter | None = None
+        self._lengths: tuple[tuple[int, ...], Tensor] | None = None
+        if dora:
+            self.lora_magnitude = nn.Parameter(self._row_lengths())
 
     @property
     def weight(self) -> Tensor:
         """The merged weight (O, D) in the dtype of the adapter."""
-        base_OD = cast("Tensor", self.base.weight)
-        return base_OD.to(self.lora_A.dtype) + self.update
+        return self.merged(self.lora_A.dtype)
 
-    @property
-    def update(self) -> Tensor:
-        """The adapter's part of the weight, scale · B A, (O, D)."""
-        return self.scale * (self.lora_B @ self.lora_A)
+    def merged(self, dtype: torch.dtype) -> Tensor:
+        """Return the merged weight (O, D), computed in ``dtype``."""
+        merged_OD = cast("Tensor", self.base.weight).to(dtype)
+        merged_OD = merged_OD + self.scale * (self.lora_B.to(dtype) @ self.lora_A.to(dtype))
+        if self.lora_magnitude is None:
+            return merged_OD
+        ratio_O = self.lora_magnitude.to(dtype) / merged_OD.detach().norm(dim=1)
+        return ratio_O[:, None] * merged_OD
+
+    def _row_lengths(self) -> Tensor:
+        """Return the lengths (O,) of the rows of the base plus the update, computed once for each update."""
+        state = (self.lora_A._version, self.lora_B._version, id(self.lora_A), id(self.lora_B))
+        if self._lengths is None or self._lengths[0] != state:
+            # lengths that an evaluation in inference mode computes may be used by the next training step
+            with torch.inference_mode(False), torch.no_grad():
+                base_OD = cast("Tensor", self.base.weight).to(self.lora_A.dtype)
+                lengths_O = torch.addmm(base_OD, self.lora_B, self.lora_A, alpha=self.scale).norm(dim=1)
+            self._lengths = state, lengths_O
+        return self._lengths[1]
 
     @property
     def bias(self) -> Tensor | None:
@@ -81,7 +106,14 @@ class LoraLinear(nn.Module):
         dtype = y.dtype if autocast else x.dtype
         x = x if autocast else x.to(self.lora_A.dtype)
         delta = F.linear(F.linear(x, self.lora_A), self.lora_B)
-        return torch.add(y.to(dtype), delta.to(dtype), alpha=self.scale)
+        out = torch.add(y.to(dtype), delta.to(dtype), alpha=self.scale)
+        if self.lora_magnitude is None:
+            return out
+        ratio_O = (self.lora_magnitude / self._row_lengths()).to(dtype)
+        if self.bias is None:
+            return ratio_O * out
+        bias_O = self.bias.to(dtype)
+        return ratio_O * (out - bias_O) + bias_O
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, rank={len(self.lora_A)}, scale={self.scale:g}"
@@ -99,7 +131,13 @@ def scale_of(rank: int, alpha: float, *, rslora: bool = False) -> float:
 
 
 def add_lora(
-    model: LlamaLM, rank: int, scale: float, targets: Sequence[str] = LAYER_LINEARS, *, seed: int = 0
+    model: LlamaLM,
+    rank: int,
+    scale: float,
+    targets: Sequence[str] = LAYER_LINEARS,
+    *,
+    seed: int = 0,
+    dora: bool = False,
 ) -> LlamaLM:
     """Freeze a model and put an adapter on each of its linear layers named in ``targets``, in place.
 
@@ -113,7 +151,7 @@ def add_lora(
         base = model.get_submodule(name)
         if rank > min(int(base.in_features), int(base.out_features)):  # type: ignore[arg-type]
             raise ConfigError(f"rank={rank} exceeds the size of {name}; choose a smaller one")
-        _replace(model, name, LoraLinear(base, rank, scale, seed * 1_000_003 + number))
+        _replace(model, name, LoraLinear(base, rank, scale, seed * 1_000_003 + number, dora=dora))
     return model
 
 
@@ -140,10 +178,9 @@ def merged_parameter(model: LlamaLM, name: str, dtype: torch.dtype = torch.float
     layer = model.get_submodule(module_name)
     if not isinstance(layer, LoraLinear):
         return cast("Tensor", getattr(layer, leaf)).detach().to(dtype)
-    stored = cast("Tensor", getattr(layer.base, leaf)).detach().to(dtype)
     if leaf == "bias":
-        return stored
-    return stored + layer.scale * (layer.lora_B.detach().to(dtype) @ layer.lora_A.detach().to(dtype))
+        return cast("Tensor", layer.base.bias).detach().to(dtype)
+    return layer.merged(dtype).detach()
 
 
 def _replace(model: LlamaLM, name: str, module: nn.Module) -> None:

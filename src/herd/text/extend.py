@@ -18,7 +18,9 @@ from typing import Any
 
 from ..errors import TokenizerError
 from .library_tokenizer import Library, LibraryTokenizer
+from .ranks_tokenizer import RanksTokenizer
 from .tokenizer import Tokenizer
+from .tokenizer_json import CHAT_TEMPLATE, tokenizer_json
 
 MIN_COUNT = 2
 """A pair must occur this often to become a token."""
@@ -35,21 +37,19 @@ class ExtendedVocabulary:
 def extend_vocabulary(tokenizer: Tokenizer, texts: Iterable[str], n_new: int) -> ExtendedVocabulary:
     """Add up to ``n_new`` tokens that are learned from ``texts``.
 
-    Raises `TokenizerError` for a tokenizer that is not byte-level BPE with its special tokens among the old
-    ids.
+    Raises `TokenizerError` for a tokenizer that is not byte-level BPE.
     """
-    if not isinstance(tokenizer, LibraryTokenizer):
-        raise TokenizerError(
-            f"{tokenizer.where}: its special tokens follow the vocabulary, so new tokens would change "
-            "their ids; give a model with a tokenizer.json of another kind"
-        )
+    if isinstance(tokenizer, RanksTokenizer):
+        tokenizer = _as_library(tokenizer)
+    assert isinstance(tokenizer, LibraryTokenizer)
     content = json.loads(tokenizer.to_json())
     model: dict[str, Any] = content["model"]
     if model["type"] != "BPE" or "ByteLevel" not in json.dumps(content["decoder"]):
         raise TokenizerError(f"{tokenizer.where}: is {model['type']}; only byte-level BPE can be extended")
     words = _words(tokenizer, texts)
     spelled = {id_: word for word, id_ in model["vocab"].items()}
-    ids = dict(model["vocab"])
+    # added tokens that are not listed here get ids after the vocabulary, and it becomes longer
+    ids = model["vocab"] | {token["content"]: token["id"] for token in content["added_tokens"]}
     first = tokenizer.vocab_size
     pieces: dict[int, list[int]] = {}
     merges: list[tuple[str, str]] = []
@@ -80,6 +80,22 @@ def extend_vocabulary(tokenizer: Tokenizer, texts: Iterable[str], n_new: int) ->
         where=f"{tokenizer.where}, extended",
     )
     return ExtendedVocabulary(made, list(pieces.values()))
+
+
+def _as_library(tokenizer: RanksTokenizer) -> LibraryTokenizer:
+    """Return a tokenizer of Llama 3's kind as one of the `tokenizers` library, whose ids may have gaps.
+
+    Ranks cannot be continued: their special tokens follow them, and would get other ids.
+    """
+    content = tokenizer_json(tokenizer.ranks, tokenizer.special_tokens, tokenizer.bos_id)
+    bos, eos, pad = (tokenizer.token_names[f"{role}_token"] for role in ("bos", "eos", "pad"))
+    made = LibraryTokenizer(Library.from_str(content), bos=bos, eos=eos, pad=pad)
+    return made.with_settings(
+        stop_ids=tokenizer.own_stop_ids,
+        chat_template=tokenizer.chat_template or CHAT_TEMPLATE,
+        tool_template=tokenizer.tool_template,
+        where=tokenizer.where,
+    )
 
 
 def _words(tokenizer: LibraryTokenizer, texts: Iterable[str]) -> Counter[tuple[int, ...]]:

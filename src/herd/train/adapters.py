@@ -30,6 +30,7 @@ class AdapterSection(Section):
     rank: Positive = 16
     alpha: PositiveReal = 32.0  # the update is scaled by alpha / rank
     rslora: bool = False  # scale by alpha / sqrt(rank) instead: for ranks above 64
+    dora: bool = False  # train the lengths of the rows of the adapted weights too
     targets: Annotated[tuple[Target, ...], Field(min_length=1, strict=False)] = _ALL
     new_rows: Count = 0  # train the last rows of the vocabulary too (the result is then a whole model)
     packed: bool = False  # keep the blocks of a quantized model (QLoRA) instead of unpacking them
@@ -68,5 +69,5 @@ class AdapterSection(Section):
                 if name.rpartition(".")[2] in LAYER_LINEARS:
                     module.to(compute)  # it never changes, and autocast would cast it in every forward
         scale = scale_of(self.rank, self.alpha, rslora=self.rslora)
-        add_lora(model, self.rank, scale, self.targets, seed=seed)
+        add_lora(model, self.rank, scale, self.targets, seed=seed, dora=self.dora)
         return train_new_rows(model, self.new_rows) if self.new_rows else model

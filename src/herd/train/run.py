@@ -140,7 +140,8 @@ def _train(
     elif recipe.adapter is not None:
         base = str(recipe.model.start)
         name = str(Path(base).resolve()) if Path(base).exists() else base
-        save_adapter(out / "adapter", model, name, tokenizer, lineage=lineage)
+        rslora = recipe.adapter.rslora
+        save_adapter(out / "adapter", model, name, tokenizer, rslora=rslora, lineage=lineage)
         return out / "adapter", result
     else:
         _save(recipe, config, model, tokenizer, lineage, out / "model", ranks)

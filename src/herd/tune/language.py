@@ -16,14 +16,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..checkpoint import (
     Lineage,
     checkpoint_hash,
+    load_config,
     load_model,
     load_tokenizer,
     load_trainable,
@@ -31,10 +33,12 @@ from ..checkpoint import (
 )
 from ..data.builtin import parallel_lines
 from ..data.corpus import read_corpus
+from ..data.origin import bind
+from ..data.text_files import expand_paths, list_files
 from ..data.wordings import LANGUAGES
 from ..dtypes import fast_dtype
 from ..errors import DataError
-from ..evals.bpb import compression
+from ..evals.bpb import Compression, compression
 from ..evals.windows import from_texts
 from ..files import write_atomically, write_json
 from ..llama.model import LlamaLM
@@ -44,6 +48,9 @@ from ..text.extend import ExtendedVocabulary, extend_vocabulary
 from ..train.recipe import parse_recipe
 from ..train.recipe_yaml import write_yaml
 from ..train.run import run_recipe
+from ..train.section import Positive, PositiveReal, Section
+from .method import SMALL, default_lr
+from .run import Change, text_change
 
 BLOCK = 2_000
 """Characters of a block of text. Every tenth block, by its hash, is held out."""
@@ -53,20 +60,19 @@ CONTEXT = 512
 STEP_TOKENS = 2048
 
 
-@dataclass(frozen=True)
-class LanguageOptions:
+class LanguageOptions(Section):
     """Options of a run that teaches a language: data, new tokens, and the length of training."""
 
     model: str
     language: str
     text: tuple[str, ...]
     out: str
-    add: int = 4096
-    tokens: int = 500_000
-    rank: int = 64
-    lr: float = 1e-3
+    add: Positive = 4096
+    tokens: Positive = 500_000
+    rank: Positive = 64
+    lr: PositiveReal | None = None
     replay: tuple[str, ...] = ()
-    replay_share: float = 0.2
+    replay_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     seed: int = 0
 
 
@@ -78,14 +84,25 @@ class Fertility:
     before: float
     after: float
 
+    def __str__(self) -> str:
+        return (
+            f"{self.before:.2f} bytes per token with the old vocabulary, {self.after:.2f} with "
+            f"{self.added:,} new tokens ({100 * (1 - self.before / self.after):.0f} % fewer tokens)"
+        )
+
 
 @dataclass(frozen=True)
 class LanguageResult:
-    """The new model, the fertility, and bits per byte of texts by name as (before, after)."""
+    """The new model, the fertility, and the changes of bits per byte, the new language's first."""
 
     folder: Path
     fertility: Fertility
-    bits: dict[str, tuple[float, float]]
+    changes: list[Change]
+
+
+def measure_fertility(options: LanguageOptions) -> Fertility:
+    """Return what new tokens would do for held-out text. Reads no weights and writes nothing."""
+    return _extended(options, *divided_text(options.text))[1]
 
 
 def teach_language(
@@ -94,26 +111,37 @@ def teach_language(
     on_step: Callable[[dict[str, Any]], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> LanguageResult:
-    """Extend the vocabulary, train, and measure. Finished parts in ``options.out`` are not repeated."""
+    """Extend the vocabulary, train, and measure. Finished parts in ``options.out`` are not repeated.
+
+    Raises `DataError` if ``options.out`` has a run with other options or other text.
+    """
     out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    given = [*options.text, *options.replay]
+    bind(
+        out,
+        [(str(file), file) for name in given for path in expand_paths(name) for file in list_files(path)],
+        options.model_dump(mode="json", exclude={"out"}),
+        prepared=[out / "fertility.json"],
+        cure="Give the same options to resume it, or another --out",
+    )
     train, heldout = divided_text(options.text)
     fertility = extend_model(options, train, heldout, out)
-    say(f"{options.language}: {fertility.before:.2f} bytes per token with the old vocabulary, "
-        f"{fertility.after:.2f} with {fertility.added:,} new tokens")  # fmt: skip
+    say(f"{options.language}: {fertility}")
     _write_rows(out / "train.jsonl", train)
+    others = {lang: parallel_lines(lang) for lang in LANGUAGES if lang != options.language}
     if not options.replay:
-        lines = (line for lang in LANGUAGES if lang != options.language for line in parallel_lines(lang))
-        _write_rows(out / "replay.jsonl", lines)
+        _write_rows(out / "replay.jsonl", (line for lines in others.values() for line in lines))
     text = _recipe(options, fertility.added)
     write_atomically(out / "recipe.yaml", text)
     folder, _ = run_recipe(parse_recipe(text, str(out / "recipe.yaml")), on_step=on_step)
-    others = {lang: parallel_lines(lang) for lang in LANGUAGES if lang != options.language}
-    before, after = (
-        _bits(source, {options.language: heldout} | others) for source in (options.model, str(folder))
-    )
-    bits = {name: (before[name], after[name]) for name in before}
+    say(f"measuring bits per byte of {1 + len(others)} languages, before and after")
+    texts = {options.language: heldout} | others
+    before, after = (_compressions(source, texts) for source in (options.model, str(folder)))
+    changes = [text_change(name, before[name], after[name]) for name in texts]
+    bits = {name: vars(change) for name, change in zip(texts, changes, strict=True)}
     write_json(out / "language.json", {"fertility": vars(fertility), "bits_per_byte": bits})
-    return LanguageResult(folder, fertility, bits)
+    return LanguageResult(folder, fertility, changes)
 
 
 def steps_of(options: LanguageOptions) -> int:
@@ -149,21 +177,29 @@ def extend_model(
     done = out / "fertility.json"
     if done.exists():
         return Fertility(**json.loads(done.read_text(encoding="utf-8")))
-    tokenizer = load_tokenizer(options.model)
-    if tokenizer is None:
-        raise DataError(f"{options.model}: has no tokenizer to extend")
-    extended = extend_vocabulary(tokenizer, train, options.add)
-    if not extended.pieces:
-        raise DataError(f"{options.language}: the text has no pair of tokens to join; give more text")
-    found = Fertility(
-        len(extended.pieces),
-        bytes_per_token(tokenizer, heldout),
-        bytes_per_token(extended.tokenizer, heldout),
-    )
+    extended, found = _extended(options, train, heldout)
     model = load_trainable(options.model, torch.float32, "cpu")
     save_extended(out / "extended", model, extended, options.model)
     write_json(done, vars(found))
     return found
+
+
+def _extended(
+    options: LanguageOptions, train: Sequence[str], heldout: Sequence[str]
+) -> tuple[ExtendedVocabulary, Fertility]:
+    """Return the vocabulary extended on the text in ``train``, and its fertility on ``heldout``."""
+    tokenizer = load_tokenizer(options.model)
+    if tokenizer is None:
+        raise DataError(f"{options.model}: has no tokenizer to extend")
+    extended = extend_vocabulary(tokenizer, train, options.add)
+    n_added = len(extended.pieces)
+    if not n_added:
+        raise DataError(
+            f"{options.language}: the text has no frequent pair of tokens outside ASCII, so no token can be "
+            "added; give more text, or tune on it without new tokens: herd tune MODEL --data TEXT"
+        )
+    before, after = (bytes_per_token(each, heldout) for each in (tokenizer, extended.tokenizer))
+    return extended, Fertility(n_added, before, after)
 
 
 def save_extended(folder: Path, model: LlamaLM, extended: ExtendedVocabulary, base: str) -> None:
@@ -188,6 +224,7 @@ def _recipe(options: LanguageOptions, added: int) -> str:
     batch = STEP_TOKENS // CONTEXT
     replay = [str(Path(path).resolve()) for path in options.replay] or [str(out / "replay.jsonl")]
     steps = steps_of(options)
+    config = load_config(options.model)
     fields = {
         "name": f"language-{options.language}",
         "model": {"start": str(out / "extended")},
@@ -197,12 +234,15 @@ def _recipe(options: LanguageOptions, added: int) -> str:
             "replay_share": options.replay_share,
         },
         "objective": {"kind": "sft"},
-        "optimizer": {"kind": "adamw", "lr": options.lr, "weight_decay": 0.0},
+        "optimizer": {
+            "kind": "adamw", "lr": options.lr or default_lr(config, "lora", "sft"),
+            "weight_decay": 0.0,
+        },
         "schedule": {"kind": "cosine", "warmup_steps": min(max(1, steps // 20), steps - 1), "decay_steps": 0},
         "train": {
             "steps": steps, "batch_size": batch, "micro_batch_size": batch, "context": CONTEXT,
             "dtype": fast_dtype(), "seed": options.seed, "save_every": max(1, min(50, steps // 4)),
-            "keep_states": 1,
+            "keep_states": 1, "activation_checkpointing": config.n_params > SMALL,
         },
         "out": str(out / "run"),
     }  # fmt: skip
@@ -216,14 +256,14 @@ def _write_rows(path: Path, texts: Iterable[str]) -> None:
         )
 
 
-def _bits(source: str, texts: dict[str, list[str]]) -> dict[str, float]:
-    """Return bits per byte of each text."""
+def _compressions(source: str, texts: dict[str, list[str]]) -> dict[str, Compression]:
+    """Return the bits of each text, of the first from more bytes than of the others."""
     tokenizer, model = load_tokenizer(source), load_model(source)
     assert tokenizer is not None
     use_exact_products(model)
     found = {}
     for number, (name, documents) in enumerate(texts.items()):
         limit = OTHER_BYTES if number else HELDOUT_BYTES
-        measured = compression(model, from_texts(documents, tokenizer, max_bytes=limit), CONTEXT)
-        found[name] = float(measured.bits.sum() / measured.n_bytes.sum())
+        context = min(CONTEXT, model.config.max_context)
+        found[name] = compression(model, from_texts(documents, tokenizer, max_bytes=limit), context)
     return found

@@ -184,9 +184,11 @@ def export_adapter(folder: str | Path, out: Path) -> Path:
     """Write an adapter as a GGUF adapter for llama.cpp and return its path."""
     source = _adapter_source(folder)
     assert source.adapter is not None
+    adapter = read_adapter(source.adapter)
+    adapter.plain_layers("llama.cpp's GGUF adapter")
     with torch.device("meta"):
         model = LlamaLM(source.config)
-    export_gguf_adapter(out, read_adapter(source.adapter).attach(model), source.adapter.parent.name)
+    export_gguf_adapter(out, adapter.attach(model), source.adapter.parent.name)
     return out
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import RecipeError
 from ..files import write_json
@@ -22,6 +21,8 @@ class TuneOptions(Section):
     method: Literal["auto", "full", "lora", "qlora"] = "auto"
     objective: Literal["auto", "sft", "dpo"] = "auto"
     rank: Positive = 16
+    rslora: bool = False
+    dora: bool = False
     lr: PositiveReal | None = None
     steps: Positive | None = None
     tokens: Positive | None = None
@@ -35,25 +36,24 @@ class TuneOptions(Section):
     other: tuple[str, ...] = ()
     seed: int = 0
 
-    def store(self) -> bool:
-        """Write the options into ``out``, or compare them with the options of an earlier start.
-
-        Returns whether there was one. Raises `RecipeError` naming the first difference.
-        """
+    def store(self) -> None:
+        """Write the options into ``out``."""
         path = Path(self.out) / FILE
-        now: dict[str, Any] = self.model_dump(mode="json")
-        if path.exists():
-            then = json.loads(path.read_text(encoding="utf-8"))
-            for name, value in now.items():
-                if then.get(name) != value:
-                    raise RecipeError(
-                        f"{self.out} has a run with {name}={then.get(name)!r}, not {value!r}: give the same "
-                        "options to resume it, or another --out"
-                    )
-            return True
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, now)
-        return False
+        write_json(path, self.model_dump(mode="json"))
+
+    def require_same(self) -> None:
+        """Raise `RecipeError` naming the first difference from the options of the run in ``out``."""
+        stored = stored_options(Path(self.out))
+        if stored is None:
+            raise RecipeError(f"{self.out}/{FILE} is missing; restore it, or give another --out")
+        then = stored.model_dump(mode="json")
+        for name, value in self.model_dump(mode="json").items():
+            if then[name] != value:
+                raise RecipeError(
+                    f"{self.out} has a run with {name}={then[name]!r}, not {value!r}: give the same options "
+                    "to resume it, or another --out"
+                )
 
 
 def stored_options(folder: Path) -> TuneOptions | None:

@@ -11,7 +11,7 @@ from typing import Any
 from ..checkpoint import ModelSource
 from ..data.tuning import AnswerPair, Example, TuningRows, read_tuning
 from ..dtypes import fast_dtype
-from ..errors import DataError
+from ..errors import DataError, RecipeError
 from ..files import write_atomically
 from ..machine import available_memory
 from ..text import Tokenizer
@@ -75,6 +75,11 @@ def prepare_run(options: TuneOptions) -> Prepared:
         config, options.method, rows=micro, context=context, dtype=dtype, rank=options.rank,
         packed_nbytes=packed, memory=available_memory(),
     )  # fmt: skip
+    kinds = {"rslora": options.rslora, "dora": options.dora}
+    if choice.method == "full" and any(kinds.values()):
+        names = ", ".join(f"--{name}" for name, given in kinds.items() if given)
+        why = f"full fine-tuning was chosen ({choice.reason})"
+        raise RecipeError(f"{names}: are kinds of adapters, and {why}; add --method lora")
     steps = _steps(options, rows, batch * context)
     fields: dict[str, Any] = {
         "name": out.name if out.name and all(c.isalnum() or c in "._-" for c in out.name) else "tuned",
@@ -98,7 +103,7 @@ def prepare_run(options: TuneOptions) -> Prepared:
     if tokenizer is not source.tokenizer:
         fields["tokenizer"] = {"path": str((out / "chat").resolve())}
     if choice.method != "full":
-        fields["adapter"] = {"rank": options.rank, "packed": choice.method == "qlora"}
+        fields["adapter"] = {"rank": options.rank, "packed": choice.method == "qlora"} | kinds
     if objective == "dpo":
         fields["objective"] |= {"reference": _absolute(options.model), "beta": options.beta}
     text = write_yaml(fields)

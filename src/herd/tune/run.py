@@ -46,6 +46,8 @@ from .recipe import FILE, Prepared, prepare_run
 OTHER_BYTES = 4_000
 """Bytes of text of each language, or of each file, to measure what was forgotten."""
 TASK_ITEMS = 200
+BEFORE = "before.json"
+"""The measurements of the model before, the first file that a run writes once it has begun."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +73,20 @@ class Tuned:
 
 
 def open_run(options: TuneOptions) -> Prepared | None:
-    """Return a new run, ready to start, or None if ``options.out`` has the same run already.
+    """Return a new run, ready to start, or None if the same run has begun in ``options.out`` already.
 
-    Raises `RecipeError` if the folder has another run, and `DataError` naming a data file that was edited
-    since.
+    What was only looked at (``--check``) or refused has not begun, and other options replace it. Raises
+    `RecipeError` if another run has begun, and `DataError` naming a data file that was edited since.
     """
-    if options.store() and (Path(options.out) / FILE).exists():
-        recipe = read_recipe(Path(options.out) / FILE)
+    out = Path(options.out)
+    if (out / BEFORE).exists():
+        options.require_same()
+        recipe = read_recipe(out / FILE)
         bind_data(recipe, Path(recipe.out))
         return None
-    return prepare_run(options)
+    prepared = prepare_run(options)
+    options.store()
+    return prepared
 
 
 def tune(
@@ -90,7 +96,7 @@ def tune(
     out = Path(options.out)
     recipe = read_recipe(out / FILE)
     bind_data(recipe, Path(recipe.out))
-    before = _kept(out / "before.json", lambda: _measure(options, recipe, str(recipe.model.start), data))
+    before = _kept(out / BEFORE, lambda: _measure(options, recipe, str(recipe.model.start), data))
     folder, result = run_recipe(recipe, on_step=on_step)
     after = _kept(out / "after.json", lambda: _measure(options, recipe, str(folder), data))
     changes = list(_changes(before, after))
@@ -198,13 +204,16 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterable[Change]:
         if "value" in score and "value" in other:
             yield Change(f"task {name}", score["unit"], score["value"], other["value"], lower_is_better=False)
     for name in before["other"]:
-        b, a = (_compression(found["other"][name], name) for found in (before, after))
-        difference = compare_compression(name, a, b)
-        total = math.fsum(b.n_bytes)
-        yield Change(
-            f"text: {name}", "bits/byte", math.fsum(b.bits) / total, math.fsum(a.bits) / total,
-            lower_is_better=True, lo=difference.lo, hi=difference.hi,
-        )  # fmt: skip
+        yield text_change(name, *(_compression(found["other"][name], name) for found in (before, after)))
+
+
+def text_change(name: str, before: Compression, after: Compression) -> Change:
+    """Return the change of the bits per byte of a text, with its interval over documents."""
+    difference = compare_compression(name, after, before)
+    b, a = (math.fsum(each.bits) / math.fsum(each.n_bytes) for each in (before, after))
+    return Change(
+        f"text: {name}", "bits/byte", b, a, lower_is_better=True, lo=difference.lo, hi=difference.hi
+    )
 
 
 def _compression(record: dict[str, Any], name: str) -> Compression:
