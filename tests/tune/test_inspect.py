@@ -46,6 +46,25 @@ def test_the_terminal_marks_trained_tokens_and_names_rows_set_aside(base, dialog
     assert f"set aside: {dialogs}:12: not JSON" in said.err
 
 
+def test_control_characters_of_the_data_do_not_reach_the_terminal(base, tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "What is \x1b[2J?", "completion": "It is red."}) + "\n")
+    assert run(["tune", "inspect", str(file), "--model", str(base)]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "\\x1b" in said
+
+
+def test_rows_set_aside_for_one_reason_are_one_line(base, tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text((json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n") * 9)
+    for words in (["inspect", str(file), "--model", str(base)], [str(base), "--data", str(file)]):
+        assert run(["tune", *words]) == 1
+        error = capsys.readouterr().err
+        assert f"{file}:1, {file}:2, {file}:3 and 6 more: none of its tokens is trained" in error
+        assert error.count("no answer of an assistant") == 1
+
+
 def test_the_page_has_every_token_and_marks_the_trained_ones(base, dialogs, tmp_path, capsys):
     page = tmp_path / "seen.html"
     assert run(["tune", "inspect", str(dialogs), "--model", str(base), "--html", str(page)]) == 0

@@ -92,3 +92,10 @@ def test_impossible_options_are_refused_by_name(tmp_path, capsys, option):
     words = ["tune", "language", "ja", "--text", "x", "--out", str(tmp_path / "out"), *option]
     assert run(words) != 0
     assert option[0] in capsys.readouterr().err
+
+
+def test_text_that_cannot_be_used_leaves_no_folder(tmp_path, capsys):
+    words = ["--text", str(tmp_path / "missing.txt"), "--out", str(tmp_path / "out")]
+    assert run(["tune", "language", "ja", *words]) == 1
+    assert "missing.txt: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -154,3 +155,14 @@ def test_a_gguf_adapter_is_written_for_llama_cpp(adapter, tmp_path, capsys):
     file = tmp_path / "adapter.gguf"
     assert capsys.readouterr().out.strip() == str(file)
     assert len(GGUFReader(file).tensors) == 28
+
+
+def test_a_base_other_than_the_one_that_the_adapter_was_trained_on_is_named(adapter, base, tmp_path):
+    folder = adapter(0.2)
+    for parent, warned in ((checkpoint.checkpoint_hash(base), 0), ("0" * 64, 1)):
+        lineage = json.loads((folder / "herd.json").read_text())
+        (folder / "herd.json").write_text(json.dumps(lineage | {"parents": {"start": parent}}))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            merge_adapter(folder, "fp32", tmp_path / "merged")
+        assert sum("was trained on other weights" in str(each.message) for each in caught) == warned

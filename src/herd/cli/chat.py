@@ -22,6 +22,7 @@ from ..errors import ChatError, EngineError, HerdError
 from ..machine import load_torch_libraries, without_garbage_collection
 from ..text import ToolCall
 from ..text.messages import CODE_INTERPRETER
+from ..text.visible import visible
 from ..tools import CUSTOM_TOOLS, ToolResult, execute_call
 from .chat_store import load_dialog, save_dialog
 from .common import MODEL, Device, Dtype, Json, Kv, Pre, Threads, print_json
@@ -44,7 +45,6 @@ ENDINGS = {
 }
 """Notes to the user about answers that were stopped, by the reason."""
 FORGOTTEN = "the context is full: the oldest {} of the dialog {} forgotten (the system message stays)"
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def chat_command(
@@ -393,14 +393,6 @@ class TerminalChat:
         segment = Segment(visible(text), self._console.get_style(style))
         self._console.print(Segments([segment]), end="", soft_wrap=True)
         self._console.file.flush()
-
-
-def visible(text: str) -> str:
-    """Return the text with control characters escaped (``\\x1b``), except line breaks and tabs.
-
-    A model's text could otherwise move the cursor, change colours or rename the terminal's window.
-    """
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def describe_sampling(sampling: Sampling) -> str:

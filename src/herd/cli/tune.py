@@ -197,7 +197,7 @@ def inspect_command(
 ) -> None:
     """Show the tokens that a model will see, which of them are trained, and rows that are set aside."""
     from ..checkpoint import load_tokenizer
-    from ..data.tuning import read_tuning
+    from ..data.tuning import read_tuning, reasons_of
     from ..text import Tokenizer
     from ..text.tool_support import with_tool_support
     from ..tune.inspect import as_text, seen_documents, write_page
@@ -226,8 +226,8 @@ def inspect_command(
     else:
         write_page(html, documents, model)
         print(html)
-    for row in found.set_aside:
-        print(f"set aside: {row.where}: {row.reason}", file=sys.stderr)
+    for reason in reasons_of(found.set_aside):
+        print(f"set aside: {reason}", file=sys.stderr)
 
 
 @app.command("language")

@@ -108,9 +108,22 @@ class TuningRows:
         raise DataError(f"no pair to train on: {self._reasons()}")
 
     def _reasons(self) -> str:
-        shown = "; ".join(f"{row.where}: {row.reason}" for row in self.set_aside[:SHOWN])
-        more = len(self.set_aside) - SHOWN
-        return (shown or "the files are empty") + (f"; and {more:,} more rows" if more > 0 else "")
+        reasons = reasons_of(self.set_aside)
+        more = [f"and {len(reasons) - SHOWN:,} other reasons"] if len(reasons) > SHOWN else []
+        return "; ".join([*reasons[:SHOWN], *more]) or "the files are empty"
+
+
+def reasons_of(rows: Sequence[SetAside]) -> list[str]:
+    """Return each reason for which rows are set aside, after the first rows that have it."""
+    where: dict[str, list[str]] = {}
+    for row in rows:
+        where.setdefault(row.reason, []).append(row.where)
+    return [
+        ", ".join(names[:SHOWN])
+        + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
+        + f": {reason}"
+        for reason, names in where.items()
+    ]
 
 
 def read_tuning(

@@ -17,6 +17,7 @@ from ..data.tuning import TuningRows
 from ..files import write_atomically
 from ..report.template import template
 from ..text import Rendered, Tokenizer
+from ..text.visible import visible
 from ..train.sources.base import padding
 
 _GREEN, _PLAIN = "\033[32m", "\033[0m"
@@ -89,7 +90,7 @@ def as_text(documents: Sequence[SeenDocument], *, colour: bool) -> str:
         for token in seen.tokens:
             if token.trained != before:
                 parts.append(start if token.trained else end)
-            parts.append(token.text + "|")
+            parts.append(visible(token.text) + "|")
             before = token.trained
         lines.append("".join(parts) + (end if before else "") + "\n")
     return "\n".join(lines)

@@ -115,6 +115,7 @@ def teach_language(
 
     Raises `DataError` if ``options.out`` has a run with other options or other text.
     """
+    train, heldout = divided_text(options.text)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     given = [*options.text, *options.replay]
@@ -125,7 +126,6 @@ def teach_language(
         prepared=[out / "fertility.json"],
         cure="Give the same options to resume it, or another --out",
     )
-    train, heldout = divided_text(options.text)
     fertility = extend_model(options, train, heldout, out)
     say(f"{options.language}: {fertility}")
     _write_rows(out / "train.jsonl", train)

@@ -140,6 +140,10 @@ def merge_adapter(
         raise CheckpointError(
             f"{folder}: measuring needs a tokenizer, and the adapter and its base have none"
         )
+    known = load_lineage(source.adapter)
+    trained_on = known.parents.get("start") if known and source.adapter != source.path else None
+    if trained_on is not None and trained_on != checkpoint_hash(source.path):
+        warnings.warn(f"{folder}: was trained on other weights than those of {source.path}", stacklevel=2)
     storage = _storage(to, source.config)
     if isinstance(storage, torch.dtype) and (gptq or repair):
         raise QuantError(f"--to {to}: --gptq and --repair are for packed formats only; leave them out")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.tuning import AnswerPair, Example, SetAside
+from ..data.tuning import AnswerPair, Example, SetAside, reasons_of
 from ..evals.contamination import overlaps
 from ..evals.tasks import make_task
 from ..evals.tasks.data import Data
@@ -153,8 +153,8 @@ def screen(preflight: Preflight) -> list[tuple[str, str]]:
 def _set_aside(rows: Sequence[SetAside]) -> str:
     if not rows:
         return "no row"
-    shown = "; ".join(f"{row.where}: {row.reason}" for row in rows[:5])
-    return f"{len(rows):,} rows: {shown}" + ("; …" if len(rows) > 5 else "")
+    reasons = reasons_of(rows)
+    return f"{len(rows):,} rows: {'; '.join(reasons[:5])}" + ("; …" if len(reasons) > 5 else "")
 
 
 def _rows(run: Prepared) -> Sequence[Example | AnswerPair]:
