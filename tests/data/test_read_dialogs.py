@@ -176,22 +176,26 @@ def test_fields_that_are_not_understood_are_named_in_one_warning(tmp_path: Path)
     ]
 
 
-def test_tools_and_calls_of_other_formats_reach_the_renderer(tmp_path: Path, tokenizer: Tokenizer) -> None:
+@pytest.mark.parametrize("result", ["2", {"sum": 2}, [1, 2], [], 2, True])
+def test_tools_and_calls_of_other_formats_reach_the_renderer(
+    tmp_path: Path, tokenizer: Tokenizer, result: object
+) -> None:
     call = {"name": "add", "arguments": {"a": 1}}
     openai = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
-    rest = [{"role": "tool", "content": "2", "tool_call_id": "1"}, {"role": "assistant", "content": "2"}]
+    rest = [{"role": "tool", "content": result, "tool_call_id": "1"}, {"role": "assistant", "content": "2"}]
     asked = {"role": "assistant", "content": None, "tool_calls": [openai]}
     path = write(
         tmp_path / "d.jsonl", {"messages": [HI[0], asked, *rest], "tools": [TOOL], "date": "1 May 2024"}
     )
     (one,) = rendered_dialogs(path, tokenizer)
-    turns = [("human", "Hi"), ("function_call", json.dumps(call)), ("observation", "2"), ("gpt", "2")]
+    turns = [("human", "Hi"), ("function_call", json.dumps(call)), ("observation", result), ("gpt", "2")]
     sharegpt = {"conversations": [{"from": who, "value": said} for who, said in turns]}
     path = write(tmp_path / "s.jsonl", sharegpt | {"tools": json.dumps([TOOL]), "date": "1 May 2024"})
     with pytest.warns(DataWarning, match="ShareGPT"):
         (other,) = rendered_dialogs(path, tokenizer)
+    text = result if isinstance(result, str) else json.dumps(result)
     truth = render(
-        [HI[0], {"role": "assistant", "content": "", "tool_calls": [call]}, *rest],
+        [HI[0], {"role": "assistant", "content": "", "tool_calls": [call]}, rest[0] | {"content": text}, rest[1]],
         tokenizer, tools=[TOOL], date="1 May 2024",
     )  # fmt: skip
     assert one.ids == other.ids == truth.ids

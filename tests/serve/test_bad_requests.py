@@ -12,6 +12,7 @@ from conftest import running
 from herd.serve.app import host_is_allowed
 from herd.serve.settings import ServeSettings
 
+INFINITE = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": 1e400}'}}
 CHAT = "/v1/chat/completions"
 GOOD = {"messages": [{"role": "user", "content": "six"}], "max_tokens": 1}
 
@@ -32,7 +33,7 @@ def post(http, body, **headers):
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
         (b'{"a": ' + b"[" * 10_000 + b"]" * 10_000 + b"}", "nested too deeply"),
         (b'{"temperature": NaN}', "NaN is not a JSON number"),
-        (b'{"seed": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "an integer of more than 4,300 digits"),
     ],
 )
 def test_a_body_that_is_not_a_json_object(http, body, words):
@@ -56,6 +57,7 @@ def test_a_body_that_is_not_a_json_object(http, body, words):
             "messages[0].content[0]",
         ),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages"),
+        ({"messages": [{"role": "assistant", "tool_calls": [INFINITE]}]}, "messages"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "8"}, "max_tokens"),
         ({"max_tokens": -1}, "max_tokens"),

@@ -50,6 +50,45 @@ def test_results_are_put_into_the_order_of_their_calls():
 
 
 @pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        ({"a": [1, None]}, '{"a": [1, null]}'),
+        ([1, "x"], '[1, "x"]'),
+        ([], "[]"),
+        (["a", "b"], '["a", "b"]'),
+        ([{"id": 1}], '[{"id": 1}]'),
+        ([{"type": "bird", "text": "tit"}], '[{"type": "bird", "text": "tit"}]'),
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"),
+        (42, "42"),
+        (True, "true"),
+        ({"é": "<|eot_id|>"}, '{"é": "<|eot_id|>"}'),
+    ],
+)
+def test_what_a_tool_gave_back_may_be_any_json(content, shown):
+    asked = {"role": "assistant", "content": None, "tool_calls": [call("a")]}
+    out = read_messages([USER, asked, {"role": "tool", "tool_call_id": "a", "content": content}], [])
+    assert out[-1]["content"] == shown
+    step = {"id": "a", "name": "f", "arguments": "{}", "content": content}
+    out = read_messages([USER, {"role": "assistant", "content": "Done.", "herd_steps": [step]}], [])
+    assert out[-2]["content"] == shown
+
+
+@pytest.mark.parametrize("content", [None, [{"type": "image_url"}], float("inf")])
+def test_what_a_tool_cannot_have_given_back_is_refused(content):
+    asked = {"role": "assistant", "content": None, "tool_calls": [call("a")]}
+    with pytest.raises(ApiError) as error:
+        read_messages([USER, asked, {"role": "tool", "tool_call_id": "a", "content": content}], [])
+    assert str(error.value.param).startswith("messages[2].content")
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, [1], 3, None])
+def test_only_a_tool_may_write_anything_but_text(content):
+    with pytest.raises(ApiError) as error:
+        read_messages([{"role": "user", "content": content}], [])
+    assert str(error.value.param).startswith("messages[0].content")
+
+
+@pytest.mark.parametrize(
     ("calls", "param"),
     [
         ("x", "messages[0].tool_calls"),

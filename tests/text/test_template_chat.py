@@ -345,6 +345,18 @@ def test_calls_in_every_shape_are_written_as_openais_are(template_text, tokenize
     assert rendered.ids == expected
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    ['{"q": 1e400}', {"q": float("nan")}, {"q": 10**5000}, '{"q": ' + "9" * 5000 + "}"],
+    ids=["infinite", "nan", "long", "long text"],
+)
+def test_arguments_that_are_not_json_are_refused(tokenizer, arguments):
+    chat = chat_of(tokenizer, OWN["chatml"])
+    asked = {"role": "assistant", "tool_calls": [{"name": "f", "arguments": arguments}]}
+    with pytest.raises(ChatError, match=r"tool_calls\[0\]: arguments.*(Out of range|more than 4,300 digits)"):
+        chat.render([{"role": "user", "content": "hi"}, asked])
+
+
 def test_what_a_template_cannot_write_is_refused_or_said(tokenizer):
     chat = chat_of(tokenizer, CHATML)
     question = [{"role": "user", "content": "x"}]

@@ -160,7 +160,7 @@ def test_calls_and_content_of_examples(text, expected):
         ('{"name": "f", "parameters": {"a": 1e999}}', "Out of range"),
         ('{"name": "f", "parameters": {"a": "\\ud800"}}', "surrogates not allowed"),
         ('{"name": "f", "parameters": {"a": ' + "[" * 100 + "]" * 100 + "}}", "nested more than 64 deep"),
-        ("{\"name\": \"f\", \"parameters\": {\"a\": " + "1" * 5000 + "}}", "malformed call: Exceeds the limit"),
+        ("{\"name\": \"f\", \"parameters\": {\"a\": " + "1" * 5000 + "}}", "malformed call: an integer of more than 4,300 digits"),
         ("<function=f>a = 1</function>", "must be followed by a JSON object"),
         ("<function=f g>{}</function>", "'f ' is no function name"),
         ("f.call(a=1, a=2)", "f is given a twice"),

@@ -122,7 +122,9 @@ def test_a_call_checks_the_name_and_the_arguments():
     assert call_tool("wolfram_alpha", {"query": "6*7"}) == "42"
     assert call_tool("code_interpreter", {"code": "print(6*7)"}) == "42\n"
     assert call_tool("code_interpreter", {"code": "```python\nprint(6*7)\n```"}) == "42\n"
+    assert call_tool("add_days", {"date": "2024-01-01", "days": 3.0}) == "2024-01-04"
     for name, arguments, match in (
+        ("add_days", {"date": "2024-01-01", "days": 3.5}, "not of type integer"),
         ("rm", {}, "unknown tool 'rm'"),
         ("calculator", {}, "missing"),
         ("calculator", {"expression": "1", "x": 2}, "unknown"),

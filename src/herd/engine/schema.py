@@ -49,7 +49,9 @@ def canonical_schema(text: str) -> str:
     document.
     """
     try:
-        schema = json.loads(text, parse_float=_exact_number, parse_constant=_refuse_constant)
+        schema = json.loads(
+            text, parse_float=_exact_number, parse_int=_exact_number, parse_constant=_refuse_constant
+        )
     except (ValueError, ArithmeticError, RecursionError) as error:
         problem = " ".join(str(error).split())[:200]
         raise ConstraintError(f"the JSON schema is not valid JSON: {problem}") from None
@@ -188,7 +190,10 @@ def _refusal(key: str, value: Any, problem: str) -> ConstraintError:
 
 
 def _exact_number(text: str) -> Numeric:
-    value = Decimal(text)
+    try:
+        value = Decimal(text)
+    except ArithmeticError:
+        raise ValueError(f"{text[:40]} is too large or too small for a number") from None
     return int(value) if value.adjusted() < 20 and value == value.to_integral_value() else value
 
 

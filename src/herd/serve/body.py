@@ -16,6 +16,7 @@ import zstandard
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from ..text.messages import json_problem
 from .problems import BadRequest
 from .settings import ServeSettings
 
@@ -63,7 +64,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
     except ValueError as error:
-        raise BadRequest(f"the body is not valid JSON: {str(error)[:200]}") from None
+        raise BadRequest(f"the body is not valid JSON: {json_problem(error)[:200]}") from None
     if not isinstance(value, dict):
         raise BadRequest(f"the body must be a JSON object, not {type(value).__name__}")
     return value

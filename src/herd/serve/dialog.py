@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import ChatError
 from ..text.chat_format import ChatFormat
 from ..text.llama3_chat import TOOL_PROMPTS, call_text
-from ..text.messages import ROLES
+from ..text.messages import ROLES, json_text
 from .problems import BadRequest
 from .tools import OfferedTool
 
 TEXT_PARTS = ("text", "input_text", "output_text")
+PARTS = (*TEXT_PARTS, "refusal", "image_url", "input_image", "image", "input_audio", "file", "input_file")
 SYSTEM_ROLES = ("system", "developer")
 
 
@@ -46,7 +48,10 @@ def read_messages(messages: Sequence[Mapping[str, Any]], warnings: list[str]) ->
         if role not in ROLES:
             known = "system, developer, user, assistant or tool"
             raise BadRequest(f"{where}.role={str(role)[:40]!r} must be {known}", f"{where}.role")
-        content = text_of(message.get("content"), f"{where}.content", may_be_empty=role == "assistant")
+        content = message.get("content")
+        if ROLES[role] == "tool" and not _has_parts(content):
+            content = _json_text(content, f"{where}.content")
+        content = text_of(content, f"{where}.content", may_be_empty=role == "assistant")
         shaped: dict[str, Any] = {
             "role": "system" if role in SYSTEM_ROLES else ROLES[role],
             "content": content,
@@ -76,6 +81,25 @@ def take_prefill(messages: list[dict[str, Any]]) -> str:
     if len(messages) < 2 or messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
         raise BadRequest("the last message must be the assistant's text, to be continued", "messages")
     return str(messages.pop()["content"])
+
+
+def _has_parts(content: Any) -> bool:
+    """Return whether a content is a list of parts in the sense of the API, and not a list of a tool's own."""
+    return (
+        bool(content)
+        and isinstance(content, list)
+        and all(isinstance(part, Mapping) and part.get("type") in PARTS for part in content)
+    )
+
+
+def _json_text(content: Any, where: str) -> Any:
+    """Return what a tool gave back as JSON if it is an object, a list, a number or a truth value."""
+    if content is None or isinstance(content, str):
+        return content
+    try:
+        return json_text(content, where)
+    except ChatError as error:
+        raise BadRequest(str(error), where) from None
 
 
 def text_of(content: Any, where: str, *, may_be_empty: bool = False) -> str:
@@ -143,7 +167,7 @@ def server_step(id_: Any, name: str, arguments: Any, result: Any) -> list[dict[s
     call = {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
     return [
         {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": result if isinstance(result, str) else "", "tool_call_id": id_},
+        {"role": "tool", "content": "" if result is None else result, "tool_call_id": id_},
     ]
 
 

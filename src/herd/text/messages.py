@@ -70,7 +70,13 @@ def json_text(value: Any, where: str, indent: int | None = None) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ChatError(f"{where}: cannot be written as JSON ({error})") from error
+        raise ChatError(f"{where}: cannot be written as JSON ({json_problem(error)})") from error
+
+
+def json_problem(error: Exception) -> str:
+    """Return what is wrong with JSON in words for a user, who cannot set Python's limit on digits."""
+    text = str(error)
+    return "an integer of more than 4,300 digits" if text.startswith("Exceeds the limit") else text
 
 
 def _checked(message: Mapping[str, Any], index: int) -> CheckedMessage:
@@ -119,9 +125,10 @@ def _checked_call(call: Any, where: str) -> CallInMessage:
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
-            raise ChatError(f"{where}: arguments are not JSON ({error})") from error
+            raise ChatError(f"{where}: arguments are not JSON ({json_problem(error)})") from error
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
         raise ChatError(f"{where}: arguments must be a dict with str keys, not {type(arguments).__name__}")
+    json_text(arguments, f"{where}: arguments")  # refuses what no format can write, such as infinity
     if "form" in call:
         raise ChatError(f"{where}: 'form' is now called 'tool_call_format'; rename it")
     id_, own = call.get("id"), call.get("tool_call_format")

@@ -16,7 +16,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .messages import TOOL_NAME
+from .messages import TOOL_NAME, json_problem
 
 PYTHON_TAG = "<|python_tag|>"
 END_MARKERS = ("<|eom_id|>", "<|eot_id|>")
@@ -300,7 +300,7 @@ def _json(text: str) -> Any:
     try:
         return json.loads(text, strict=False)  # strict JSON refuses raw line breaks in strings
     except (ValueError, RecursionError) as error:
-        raise NotACall(str(error)) from error
+        raise NotACall(json_problem(error)) from error
 
 
 def _members(c: str, depth: int) -> Reader[dict[str, Any]]:

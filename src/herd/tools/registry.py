@@ -64,6 +64,8 @@ class Tool:
             raise ToolError(f"{self.name}: {problem}; the arguments are {list(wanted)}")
         for name, kind in wanted.items():
             value = arguments[name]
+            if kind == "integer" and isinstance(value, float) and value.is_integer():
+                arguments[name] = value = int(value)  # in JSON, 3.0 is an integer
             if not isinstance(value, _PYTHON_TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
                 raise ToolError(f"{self.name}: {name}={value!r} is not of type {kind}")
         return self.function(**arguments)
