@@ -73,3 +73,13 @@ def test_those_that_come_together_build_once(monkeypatch, tmp_path):
 
 def test_keeping_freed_memory_says_whether_it_could():
     assert keep_freed_memory() in (True, False)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "march"), [("avx2", "haswell"), ("avx512", "native"), ("portable", "native"), ("", "native")]
+)
+def test_an_older_instruction_set_is_built_for_where_the_processor_has_it(monkeypatch, wanted, march):
+    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(build, "_processor", lambda: "flags : sse avx2 avx512f")
+    monkeypatch.setenv("HERD_ISA", wanted)
+    assert f"-march={march}" in build._machine_flags()

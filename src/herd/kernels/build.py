@@ -7,7 +7,8 @@ written under a temporary name and renamed. Processes that need it at the same t
 Without a compiler there is one warning, and every operator uses its plain torch reference. ``HERD_NATIVE=0``
 asks for the references. ``python -m herd.kernels.build`` builds ahead of time, as `make setup` does.
 Quantized products are built for the fastest instruction set of this machine only. ``HERD_ISA`` or
-``HERD_ALL_PATHS=1`` builds them for all.
+``HERD_ALL_PATHS=1`` builds them for all. ``HERD_ISA=avx2`` or ``avx512`` also builds all other kernels for
+it, so that a newer processor can measure what an older one runs.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ SOURCES = Path(__file__).parent / "native"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
 # the stable ABI of torch 2.10, which later versions load too
 FLAGS += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+OLDER = {"avx2": "haswell", "avx512": "skylake-avx512"}
+"""The compiler's names of processors with these instruction sets and no newer ones."""
 
 
 def constant(function: F) -> F:
@@ -123,7 +126,9 @@ def _compile(compiler: str, flags: list[str], path: Path) -> None:
 
 def _machine_flags() -> list[str]:
     if platform.machine() in ("x86_64", "AMD64"):
-        return ["-march=native", "-mprefer-vector-width=512"]
+        wanted = os.environ.get("HERD_ISA", "")
+        known = f" {'avx512bw' if wanted == 'avx512' else wanted} " in f"{_processor()} "
+        return [f"-march={OLDER.get(wanted, 'native') if known else 'native'}", "-mprefer-vector-width=512"]
     return ["-mcpu=native"]
 
 

@@ -13,11 +13,8 @@
 namespace herd {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int LANES = 16, WIDE = 4;  // 6 x 4 sums, 4 values, 1 broadcast of 32 registers
-#else
-constexpr int LANES = 8, WIDE = 2;  // 6 x 2 sums, 2 values, 1 broadcast of 16 registers
-#endif
+// 6 x WIDE sums, WIDE values and 1 broadcast, of 16 registers with AVX2, else of 32
+constexpr int WIDE = LANES == 8 ? 2 : 4;
 constexpr int TALL = 6;
 constexpr int64_t BLOCK = 64;  // queries and keys of a block
 

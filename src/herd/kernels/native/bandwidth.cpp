@@ -7,11 +7,10 @@
 namespace herd {
 namespace {
 
-// Eight lines of 64 bytes, each with its own sum, so that no load waits for an addition. The compiler
-// splits them into two or more registers where the machine's are narrower.
-typedef uint64_t line __attribute__((vector_size(64), aligned(8), may_alias));
-constexpr int64_t LINES = 8, TURN = LINES * 8;  // words
-constexpr int64_t AHEAD = 512;                 // words: 4 KiB
+// Eight registers, each with its own sum, so that no load waits for an addition.
+typedef uint64_t reg __attribute__((vector_size(4 * LANES), aligned(8), may_alias));
+constexpr int64_t SUMS = 8, WORDS = LANES / 2, TURN = SUMS * WORDS;  // words of a register, of a turn
+constexpr int64_t AHEAD = 512;                                       // words: 4 KiB
 
 // The wrapping sum of all 64-bit words. Every byte is read once, each thread reading its own part of
 // memory.
@@ -19,16 +18,16 @@ int64_t read_all(Tensor words) {
   const uint64_t* p = static_cast<const uint64_t*>(words.data_ptr());
   std::atomic<uint64_t> total{0};
   parallel(words.numel() / TURN, 1 << 12, [&](int64_t begin, int64_t end) {
-    line sums[LINES] = {};
+    reg sums[SUMS] = {};
     for (int64_t i = begin * TURN; i < end * TURN; i += TURN)
 #pragma GCC unroll 8
-      for (int64_t j = 0; j < LINES; j++) {
-        __builtin_prefetch(p + i + 8 * j + AHEAD);
-        sums[j] += *(const line*)(p + i + 8 * j);
+      for (int64_t j = 0; j < SUMS; j++) {
+        __builtin_prefetch(p + i + WORDS * j + AHEAD);
+        sums[j] += *(const reg*)(p + i + WORDS * j);
       }
     uint64_t sum = 0;
-    for (line each : sums)
-      for (int i = 0; i < 8; i++) sum += each[i];
+    for (reg each : sums)
+      for (int64_t i = 0; i < WORDS; i++) sum += each[i];
     total += sum;
   });
   return int64_t(total.load());
