@@ -194,6 +194,7 @@ def test_scaling_keys_mean_what_they_mean_to_llama_cpp(make_model, tmp_path, cha
         ({"llama.rope.scaling.factor": ("FLOAT32", 0.5)}, "factor=0.5"),
         ({"llama.rope.scaling.factor": ("STRING", "4")}, "is a str, not a float"),
         ({"llama.rope.scaling.type": ("STRING", "longrope")}, "scaling.type='longrope'"),
+        ({"llama.rope.scaling.type": ("STRING", "llama3")}, "needs rope_freqs.weight"),
         ({"llama.rope.scaling.attn_factor": ("FLOAT32", 0.0)}, "attention factor of 0.0"),
         ({"llama.rope.scaling.attn_factor": ("FLOAT32", float("inf"))}, "attention factor of inf"),
         ({"llama.rope.scale_linear": ("FLOAT32", -2.0)}, "factor=-2.0"),

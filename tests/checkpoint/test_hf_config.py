@@ -251,6 +251,8 @@ def test_a_config_written_by_transformers_is_read(tmp_path):
         ({"rope_scaling": RELEASED_8B["rope_scaling"] | {"factor": 0.5}}, "factor=0.5"),
         ({"rope_scaling": "llama3"}, "rope_scaling='llama3'"),
         ({"rope_theta": 1.0}, "rope_theta=1.0"),
+        ({"rope_theta": 10**400}, "rope_theta is beyond the range"),
+        ({"rope_scaling": {"type": "linear", "factor": 10**400}}, "factor is beyond the range"),
         ({"rope_parameters": NEW_8B["rope_parameters"] | {"rope_theta": 1e4}}, "disagree"),
         ({"rope_parameters": NEW_8B["rope_parameters"] | {"factor": 32.0}}, "disagree"),
         ({"num_key_value_heads": 5}, "n_kv_heads=5"),
@@ -292,6 +294,27 @@ def test_format_default_is_announced(key):
     theirs = LlamaConfig(**copy.deepcopy(data))  # it changes what it is given
     assert (config.norm_eps, config.max_context) == (theirs.rms_norm_eps, theirs.max_position_embeddings)
     assert config.rope_theta == theirs.rope_parameters["rope_theta"]
+
+
+@pytest.mark.parametrize(
+    ("scaling", "ignored"),
+    [
+        ({"type": "linear", "factor": 2.0, "alpha": 3}, "alpha"),
+        ({"rope_type": "default", "factor": 8.0}, "factor"),
+        (YARN | {"attn_factor": 1.0, "low_freq_factor": 1.0}, "attn_factor, low_freq_factor"),
+    ],
+)
+def test_a_key_that_a_kind_of_scaling_does_not_use_is_announced(scaling, ignored):
+    with pytest.warns(UserWarning, match=f"rope_scaling has {ignored}, which rope_type"):
+        config_from_hf(RELEASED_8B | {"rope_scaling": scaling})
+
+
+@pytest.mark.parametrize("scaling", [{}, {"type": None}, {"rope_type": None, "factor": None}])
+def test_a_scaling_without_values_is_none(scaling):
+    assert config_from_hf(RELEASED_8B | {"rope_scaling": scaling}).rope_scaling is None
+    parameters = scaling | {"rope_theta": 500_000.0}
+    config = config_from_hf(NEW_8B | {"rope_parameters": parameters})
+    assert (config.rope_scaling, config.rope_theta) == (None, 500_000.0)
 
 
 def test_unknown_key_is_announced():

@@ -224,6 +224,8 @@ def _stated(file: GGUF, plain: ModelConfig) -> RopeScaling | None:
     kind = file.get("llama.rope.scaling.type", str, "linear")
     old = file.get("llama.rope.scale_linear", float, 0.0)
     factor = _short(file.get("llama.rope.scaling.factor", float, old))
+    if kind == "llama3" and ROPE_FREQS not in file.tensors:
+        raise ConfigError(f"llama.rope.scaling.type='llama3' needs {ROPE_FREQS}, which is missing")
     if kind not in ("linear", "yarn") or factor in (0, 1):
         return None
     if kind == "linear":

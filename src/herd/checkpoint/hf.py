@@ -47,6 +47,10 @@ _SCALING_KEYS = {
     "longrope": {"freq_factors": "short_factor", "original_context": _ORIGINAL}
     | {name: name for name in ("factor", "attention_factor")},
 }
+_SCALING_EXTRAS = {
+    "rope_type", "type", "partial_rotary_factor", _ORIGINAL, "finetuned", "long_factor", "mscale", "mscale_all_dim",
+}  # fmt: skip
+"""Keys of a scaling that are read apart, or that say nothing about the rotation."""
 
 
 def config_to_hf(
@@ -198,6 +202,9 @@ def _scaling_from_hf(
 
     ``original`` is the original context if the entry does not state it.
     """
+    stated = {name for name, value in group.items() if value is not None and name != "rope_theta"}
+    if not stated:
+        return None
     kinds = {group[name] for name in ("rope_type", "type") if isinstance(group.get(name), str)}
     if len(kinds) != 1:
         raise CheckpointError(f"{where}: {key} needs one rope_type, got {sorted(kinds)}")
@@ -206,11 +213,14 @@ def _scaling_from_hf(
         raise CheckpointError(
             f"{where}: {key}.partial_rotary_factor={group['partial_rotary_factor']!r} cannot be run"
         )
-    if kind == "default":
-        return None
-    if kind not in _SCALING_KEYS:
+    if kind not in ("default", *_SCALING_KEYS):
         known = ", ".join(_SCALING_KEYS)
         raise CheckpointError(f"{where}: {key}.rope_type={kind!r} cannot be run; {known} can")
+    if ignored := sorted(stated - _SCALING_EXTRAS - set(_SCALING_KEYS.get(kind, {}).values())):
+        note = f"{where}: {key} has {', '.join(ignored)}, which rope_type {kind!r} does not use"
+        warnings.warn(note, stacklevel=5)
+    if kind == "default":
+        return None
     values = dict(group)
     if kind in ("yarn", "longrope"):
         values[_ORIGINAL] = values.get(_ORIGINAL) or original
@@ -278,4 +288,7 @@ def _typed(value: Any, type_: type, key: str, where: str) -> Any:
     if isinstance(value, bool) != (type_ is bool) or not isinstance(value, (type_, int)):
         kind = {int: "an integer", float: "a number", bool: "true or false"}[type_]
         raise CheckpointError(f"{where}: {key}={value!r} is not {kind}; restore the file")
-    return type_(value)
+    try:
+        return type_(value)
+    except OverflowError:
+        raise CheckpointError(f"{where}: {key} is beyond the range of numbers; restore the file") from None
