@@ -48,7 +48,8 @@ _SCALING_KEYS = {
     | {name: name for name in ("factor", "attention_factor")},
 }
 _SCALING_EXTRAS = {
-    "rope_type", "type", "partial_rotary_factor", _ORIGINAL, "finetuned", "long_factor", "mscale", "mscale_all_dim",
+    "rope_type", "type", "partial_rotary_factor", _ORIGINAL, "finetuned", "long_factor", "mscale",
+    "mscale_all_dim",
 }  # fmt: skip
 """Keys of a scaling that are read apart, or that say nothing about the rotation."""
 

@@ -24,6 +24,7 @@ from ..text import ToolCall
 from ..text.messages import CODE_INTERPRETER
 from ..text.visible import visible
 from ..tools import CUSTOM_TOOLS, ToolResult, execute_call
+from .chat_input import read_question
 from .chat_store import load_dialog, save_dialog
 from .common import MODEL, Device, Dtype, Json, Kv, Pre, Threads, print_json
 
@@ -296,7 +297,7 @@ class TerminalChat:
                     self._session.reset()
                     save_dialog(self._model.folder, self._session.messages)
                 self._say("The dialog is forgotten.")
-            elif re.fullmatch(r"/\w*\s*", line):  # "/usr/bin or /bin?" is a question
+            elif re.fullmatch(r"\s*/\s*\w*\W?\s*|\s*/(?:reset|quit)\b.*", line):  # "/usr/bin?" is a question
                 self._say(f"{line.strip()} is unknown. {HELP}")
             elif line.strip():
                 if line.strip().isdecimal() and 1 <= int(line) <= len(questions):
@@ -330,12 +331,10 @@ class TerminalChat:
         return questions
 
     def _read_line(self) -> str | None:
-        """Return the line that the user types, or None at the end of input."""
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (gives input() arrow keys and a history)
+        """Return the line that the user types or the text that is pasted, or None at the end of input."""
         while True:
             try:
-                return input("> ")
+                return read_question("> ")
             except EOFError:
                 self._console.print()
                 return None

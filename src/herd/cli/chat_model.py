@@ -66,7 +66,7 @@ class ChatModel:
 
     def card(self) -> list[str]:
         """Return a few lines about the model: its size, its training and its limits."""
-        config, stage = self.model.config, self.lineage.stage if self.lineage else "unknown"
+        config, stage = self.model.config, f"stage {self.lineage.stage}, " if self.lineage else ""
         name = self.lineage.name if self.lineage else model_name(self.folder)
         if self.is_base:
             about = (
@@ -80,10 +80,10 @@ class ChatModel:
             )
         else:
             about = (
-                "The folder does not say how the model was trained, so it is used as an instruct model; "
+                "Its files do not say how the model was trained, so it is used as an instruct model; "
                 "use --complete for a base model."
             )
-        size = f"{_amount(config.n_params)} parameters, stage {stage}, context {config.max_context:,} tokens"
+        size = f"{_amount(config.n_params)} parameters, {stage}context {config.max_context:,} tokens"
         return [f"{name}: {size}.", about, *self._measured()]
 
     def _measured(self) -> list[str]:

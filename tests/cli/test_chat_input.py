@@ -1,0 +1,76 @@
+"""The prompt of `herd chat` in a terminal: typed lines, and pasted texts with and without bracketed paste."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+
+import pytest
+
+READ = """
+import sys
+from herd.cli.chat_input import read_question
+while True:
+    try:
+        print("\\nREAD", ascii(read_question("> ")), flush=True)
+    except EOFError:
+        break
+    except KeyboardInterrupt:
+        print("\\nREAD interrupted", flush=True)
+"""
+LINES = [f"{number}:\tthe quick brown fox" for number in range(1, 121)]
+PASTED = "\n".join(LINES)
+BEGIN, END, UP, CTRL_C, CTRL_D = "\x1b[200~", "\x1b[201~", "\x1b[A", "\x03", "\x04"
+
+
+@pytest.fixture
+def terminal():
+    """Runs the prompt in a terminal and returns a function: keys -> the question that was read."""
+    controller, side = pty.openpty()
+    child = subprocess.Popen(
+        [sys.executable, "-c", READ], stdin=side, stdout=side, stderr=side, start_new_session=True,
+        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        env=os.environ | {"TERM": "xterm", "INPUTRC": "/dev/null", "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    os.close(side)
+    shown = b""
+
+    def until(mark: bytes) -> bytes:
+        nonlocal shown
+        while mark not in shown:
+            ready, _, _ = select.select([controller], [], [], 60)
+            assert ready, shown[-500:]
+            shown += os.read(controller, 65536)
+        before, _, shown = shown.partition(mark)
+        return before
+
+    def ask(keys: str) -> str:
+        until(b"> ")
+        os.write(controller, keys.encode())
+        until(b"\nREAD ")
+        return until(b"\r\n").decode().strip()
+
+    yield ask
+    os.close(controller)
+    child.kill()
+    child.wait()
+
+
+def test_a_paste_is_one_question_and_one_entry_of_the_history(terminal):
+    assert terminal("first\r") == ascii("first")
+    assert terminal(f"{BEGIN}{PASTED}{END}\r") == ascii(PASTED)
+    assert terminal(f"Look: {BEGIN}a\n\tb{END} (end)\r") == ascii("Look: a\n\tb (end)")
+    assert terminal(f"{UP}{UP}{UP}\r") == ascii("first")
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\r"])
+def test_a_paste_that_the_terminal_does_not_mark_is_one_question_too(terminal, end):
+    assert terminal("/reset\r") == ascii("/reset")
+    assert terminal(PASTED.replace("\n", "\r") + end) == ascii(PASTED + "\n" * (len(end) - 1))
+    assert terminal("again\r") == ascii("again")
+
+
+def test_ctrl_c_drops_what_was_typed_or_pasted(terminal):
+    assert terminal("abc" + CTRL_C) == "interrupted"
+    assert terminal("é 👩‍👧 שלום\r") == ascii("é 👩‍👧 שלום")
