@@ -36,9 +36,9 @@ from ..data.corpus import read_corpus
 from ..data.origin import bind
 from ..data.text_files import expand_paths, list_files
 from ..data.wordings import LANGUAGES
-from ..dtypes import fast_dtype
+from ..dtypes import fast_dtype, torch_dtype
 from ..errors import DataError
-from ..evals.bpb import Compression, compression
+from ..evals.bpb import compression
 from ..evals.windows import from_texts
 from ..files import write_atomically, write_json
 from ..llama.model import LlamaLM
@@ -50,11 +50,13 @@ from ..train.recipe_yaml import write_yaml
 from ..train.run import run_recipe
 from ..train.section import Positive, PositiveReal, Section
 from .method import SMALL, default_lr
-from .run import Change, text_change
+from .run import BEFORE, Change, compression_record, kept, text_change
 
 BLOCK = 2_000
 """Characters of a block of text. Every tenth block, by its hash, is held out."""
-HELDOUT_BYTES = 60_000
+HELDOUT_BYTES = 30_000
+EXCERPT = 500
+"""Characters of a held-out block that bits per byte are measured on: many short documents vary more."""
 OTHER_BYTES = 6_000
 CONTEXT = 512
 STEP_TOKENS = 2048
@@ -136,8 +138,9 @@ def teach_language(
     write_atomically(out / "recipe.yaml", text)
     folder, _ = run_recipe(parse_recipe(text, str(out / "recipe.yaml")), on_step=on_step)
     say(f"measuring bits per byte of {1 + len(others)} languages, before and after")
-    texts = {options.language: heldout} | others
-    before, after = (_compressions(source, texts) for source in (options.model, str(folder)))
+    texts = {options.language: [block[:EXCERPT] for block in heldout]} | others
+    before = kept(out / BEFORE, lambda: _compressions(options.model, texts))
+    after = kept(out / "after.json", lambda: _compressions(str(folder), texts))
     changes = [text_change(name, before[name], after[name]) for name in texts]
     bits = {name: vars(change) for name, change in zip(texts, changes, strict=True)}
     write_json(out / "language.json", {"fertility": vars(fertility), "bits_per_byte": bits})
@@ -256,14 +259,15 @@ def _write_rows(path: Path, texts: Iterable[str]) -> None:
         )
 
 
-def _compressions(source: str, texts: dict[str, list[str]]) -> dict[str, Compression]:
-    """Return the bits of each text, of the first from more bytes than of the others."""
-    tokenizer, model = load_tokenizer(source), load_model(source)
+def _compressions(source: str, texts: dict[str, list[str]]) -> dict[str, dict[str, list[float]]]:
+    """Return the bits of each text's documents, of the first text from more bytes than of the others."""
+    tokenizer, model = load_tokenizer(source), load_model(source, dtype=torch_dtype(fast_dtype()))
     assert tokenizer is not None
     use_exact_products(model)
     found = {}
     for number, (name, documents) in enumerate(texts.items()):
         limit = OTHER_BYTES if number else HELDOUT_BYTES
         context = min(CONTEXT, model.config.max_context)
-        found[name] = compression(model, from_texts(documents, tokenizer, max_bytes=limit), context)
+        measured = compression(model, from_texts(documents, tokenizer, max_bytes=limit), context)
+        found[name] = compression_record(measured)
     return found

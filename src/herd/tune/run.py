@@ -96,15 +96,15 @@ def tune(
     out = Path(options.out)
     recipe = read_recipe(out / FILE)
     bind_data(recipe, Path(recipe.out))
-    before = _kept(out / BEFORE, lambda: _measure(options, recipe, str(recipe.model.start), data))
+    before = kept(out / BEFORE, lambda: _measure(options, recipe, str(recipe.model.start), data))
     folder, result = run_recipe(recipe, on_step=on_step)
-    after = _kept(out / "after.json", lambda: _measure(options, recipe, str(folder), data))
+    after = kept(out / "after.json", lambda: _measure(options, recipe, str(folder), data))
     changes = list(_changes(before, after))
     write_json(out / "changes.json", [vars(change) for change in changes])
     return Tuned(folder, result, changes)
 
 
-def _kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the measurements in a file, or make and write them."""
     if path.exists():
         return json.loads(path.read_text(encoding="utf-8"))
@@ -129,9 +129,7 @@ def _measure(options: TuneOptions, recipe: Recipe, source: str, data: Data) -> d
     for name, documents in _other_texts(options.other):
         held_out = from_texts(documents, tokenizer, max_bytes=OTHER_BYTES)
         measured = compression(model, held_out, min(1024, model.config.max_context))
-        found["other"][name] = {
-            key: getattr(measured, key).tolist() for key in ("bits", "n_bytes", "n_tokens")
-        }
+        found["other"][name] = compression_record(measured)
     for name in options.tasks:
         found["tasks"][name] = _task(name, model, tokenizer, source, data, Path(options.out))
     return found
@@ -204,16 +202,23 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterable[Change]:
         if "value" in score and "value" in other:
             yield Change(f"task {name}", score["unit"], score["value"], other["value"], lower_is_better=False)
     for name in before["other"]:
-        yield text_change(name, *(_compression(found["other"][name], name) for found in (before, after)))
+        yield text_change(name, before["other"][name], after["other"][name])
 
 
-def text_change(name: str, before: Compression, after: Compression) -> Change:
-    """Return the change of the bits per byte of a text, with its interval over documents."""
-    difference = compare_compression(name, after, before)
-    b, a = (math.fsum(each.bits) / math.fsum(each.n_bytes) for each in (before, after))
+def compression_record(measured: Compression) -> dict[str, list[float]]:
+    """Return the sums of each document of a text, to be stored."""
+    return {key: getattr(measured, key).tolist() for key in ("bits", "n_bytes", "n_tokens")}
+
+
+def text_change(name: str, before: dict[str, list[float]], after: dict[str, list[float]]) -> Change:
+    """Return the change of the bits per byte of a text from two `compression_record`s, with its interval."""
+    b, a = (_compression(record, name) for record in (before, after))
+    difference = compare_compression(name, a, b)
+    total = math.fsum(b.n_bytes)
     return Change(
-        f"text: {name}", "bits/byte", b, a, lower_is_better=True, lo=difference.lo, hi=difference.hi
-    )
+        f"text: {name}", "bits/byte", math.fsum(b.bits) / total, math.fsum(a.bits) / total,
+        lower_is_better=True, lo=difference.lo, hi=difference.hi,
+    )  # fmt: skip
 
 
 def _compression(record: dict[str, Any], name: str) -> Compression:
