@@ -174,6 +174,15 @@ def test_other_prompts_or_options_are_refused(tmp_path):
         synthesize(prompts[1:], teacher, tmp_path, SynthOptions())
 
 
+def test_other_options_are_free_while_nothing_was_answered(tmp_path):
+    prompts, teacher = planted("solver", 10, share=0.0)
+    teacher.fail_after = 0
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(prompts, teacher, tmp_path, SynthOptions())
+    teacher.fail_after = None
+    assert synthesize(prompts, teacher, tmp_path, SynthOptions(temperature=0.1)).finished
+
+
 def test_near_duplicates_are_found_and_others_are_not():
     rng = Random(0)
     words = [f"w{n}" for n in range(2000)]

@@ -160,9 +160,9 @@ def synthesize(
         raise DataError("there is no prompt to answer")
     out.mkdir(parents=True, exist_ok=True)
     with lock_folder(out):
-        _bind(out, prompts, teacher, options)
         journal = out / JOURNAL
         done = _read_journal(journal)
+        _bind(out, prompts, teacher, options, begun=bool(done))
         tokens = sum(record["tokens"] for record in done.values())
         waiting = [number for number in range(len(prompts)) if number not in done]
         with Sandbox() as sandbox, journal.open("a", encoding="utf-8") as file:
@@ -203,13 +203,18 @@ def _judged(
     return {"prompt": number, "tokens": sum(n for _, n in answers), "answers": judged}
 
 
-def _bind(out: Path, prompts: Sequence[SeedPrompt], teacher: AnswerTeacher, options: SynthOptions) -> None:
-    """Record what the work in ``out`` depends on, or compare it. Budgets may change between starts."""
+def _bind(
+    out: Path, prompts: Sequence[SeedPrompt], teacher: AnswerTeacher, options: SynthOptions, *, begun: bool
+) -> None:
+    """Record what the work in ``out`` depends on, or compare it if it has ``begun``, i.e. has an answer.
+
+    Budgets may change between starts.
+    """
     digest = hashlib.sha256(json.dumps([[p.messages, p.check] for p in prompts]).encode()).hexdigest()
     own = {name: value for name, value in vars(options).items() if not name.startswith(("budget", "usd"))}
     now = {"prompts (SHA-256)": digest, "teacher": teacher.name, "teacher (hash)": teacher.hash, **own}
     path = out / OPTIONS
-    if not path.exists():
+    if not begun or not path.exists():
         write_json(path, now)
         return
     then = json.loads(path.read_text(encoding="utf-8"))
