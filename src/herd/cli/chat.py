@@ -349,9 +349,11 @@ class TerminalChat:
 
         line_open = False
 
-        def note(text: str, style: str) -> None:
+        def note(text: str, style: str, write: Callable[[str, str], None] = self._say) -> None:
             nonlocal line_open
-            self._write(("\n" if line_open else "") + text + "\n", style)
+            if line_open:
+                self._console.print()
+            write(text, style)
             line_open = False
 
         with contextlib.closing(self._ask(question)) as events:
@@ -364,10 +366,10 @@ class TerminalChat:
                         self._write(event.text, "dim")
                         line_open = not event.text.endswith("\n")
                     elif isinstance(event, Calling):
-                        note(f"calls {_written(event.call)}", "cyan")
+                        note(f"calls {_written(event.call)}\n", "cyan", self._write)
                     elif isinstance(event, ToolResult):
                         sign, style = ("→", "green") if event.ok else ("✗", "red")
-                        note(f"  {sign} {event.content}", style)
+                        note(f"  {sign} {event.content}\n", style, self._write)
                     elif isinstance(event, Problem):
                         note(event.reason, "yellow")
                     elif isinstance(event, Forgotten):
@@ -375,6 +377,7 @@ class TerminalChat:
                     elif isinstance(event, End) and event.reason in ENDINGS:
                         note(ENDINGS[event.reason], "yellow")
             except KeyboardInterrupt:
+                line_open = True  # the terminal shows ^C
                 note("stopped", "yellow")
             except HerdError as error:
                 note(f"error: {error}", "red")
