@@ -2,12 +2,15 @@
 #
 # HERD_TORCH  what pip installs as PyTorch, e.g. HERD_TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 # VENV        where the environment lives; PYTHON which interpreter (3.11 or newer) makes it
+# GGML        how `make rivals` builds llama.cpp, e.g. GGML="-DGGML_NATIVE=OFF" RIVALS=.venv-rivals-avx2 for AVX2 only
 # RUN         the run whose page, pictures and numbers `make readme` shows
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 HERD_TORCH ?= torch==2.13.0
 VENV ?= .venv
+RIVALS ?= .venv-rivals
+GGML ?= -DGGML_NATIVE=ON
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := $(VENV)/bin
@@ -56,8 +59,8 @@ demo: setup  ## raise a small herd on this machine and write its page
 	$(BIN)/herd raise --resume
 
 rivals:  ## llama-cpp-python, built for this machine from its source, in .venv-rivals; only benches want it
-	@[ -x .venv-rivals/bin/python ] || $(PYTHON) -m venv .venv-rivals
-	CMAKE_ARGS="-DGGML_NATIVE=ON" .venv-rivals/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	@[ -x $(RIVALS)/bin/python ] || $(PYTHON) -m venv $(RIVALS)
+	CMAKE_ARGS="$(GGML)" $(RIVALS)/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
 
 readme: setup  ## README tables from the receipts; with RUN=runs/NAME also that run's pictures and numbers
 	$(BIN)/python bench/readme.py $(RUN)

@@ -5,14 +5,11 @@
 // lanes, whichever queries share the registers with it and however wide the registers are.
 #pragma once
 
-#include "common.h"
+#include "vectors.h"
 
 #include <algorithm>
 #include <memory>
 #include <utility>
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
 
 namespace herd {
 namespace {
@@ -22,90 +19,6 @@ constexpr int64_t TOKENS = 16, PAGE = 64, BLOCK = 32;  // page_layout.LANES, PAG
 // TALL queries share each register of keys or values, and SUMS registers hold sums: of 32 registers with AVX-512, of 16
 // with AVX2.
 constexpr int TALL = LANES == 16 ? 12 : LANES == 8 ? 6 : 4, SUMS = LANES == 16 ? 24 : LANES == 8 ? 12 : 16;
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int8_t bytes __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
-typedef int16_t shorts __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-
-inline vec as_float(ivec x) { return (vec)x; }
-
-inline vec load16(const bf16* p) {
-#if defined(__AVX512F__)
-  return as_float((ivec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)) << 16);  // as below, in one step
-#elif defined(__AVX2__)
-  return as_float((ivec)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)) << 16);
-#else
-  return as_float(__builtin_convertvector(*(const halves*)p, ivec) << 16);
-#endif
-}
-
-// Converts bytes to signed 16-bit numbers.
-inline ivec widen(const uint8_t* p) {
-#if defined(__AVX512BW__)
-  return (ivec)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));  // compilers go byte by byte
-#elif defined(__AVX2__)
-  return (ivec)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
-#else
-  return (ivec)__builtin_convertvector(*(const bytes*)p, shorts);
-#endif
-}
-
-// a x b + c with one rounding, explicitly, because a compiler could choose which of two products it fuses.
-inline vec fma(vec a, vec b, vec c) {
-#if defined(__AVX512F__)
-  return (vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
-  return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__ARM_FEATURE_FMA)
-  vec sum;
-  for (int i = 0; i < LANES; i++) sum[i] = std::fma(a[i], b[i], c[i]);
-  return sum;
-#else
-  return a * b + c;
-#endif
-}
-
-// Adds two products of signed 16-bit numbers to each lane.
-inline ivec dot2(ivec sum, ivec a, int32_t b) {
-#if defined(__AVX512VNNI__)
-  return (ivec)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, _mm512_set1_epi32(b));
-#elif defined(__AVX512BW__)
-  return sum + (ivec)_mm512_madd_epi16((__m512i)a, _mm512_set1_epi32(b));
-#elif defined(__AVXVNNI__)
-  return (ivec)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)a, _mm256_set1_epi32(b));
-#elif defined(__AVX2__)
-  return sum + (ivec)_mm256_madd_epi16((__m256i)a, _mm256_set1_epi32(b));
-#else
-  return sum + ((a << 16) >> 16) * int32_t(int16_t(b)) + (a >> 16) * (b >> 16);
-#endif
-}
-
-// Four channels of LANES keys as unsigned bytes, to be multiplied by four signed bytes of a query. Without an
-// instruction for this they become two pairs of 16-bit numbers: channels 0 and 2, and 1 and 3. WORDS: 32-bit words of
-// a query for four channels.
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-constexpr int64_t WORDS = 1;
-struct Four {
-  ivec all;
-  explicit Four(ivec keys) : all(keys) {}
-  ivec dot(ivec sum, const int32_t* query) const {
-#if defined(__AVX512VNNI__)
-    return (ivec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)all, _mm512_set1_epi32(*query));
-#else
-    return (ivec)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)all, _mm256_set1_epi32(*query));
-#endif
-  }
-};
-#else
-constexpr int64_t WORDS = 2;
-struct Four {
-  ivec even, odd;
-  explicit Four(ivec keys) : even(keys & 0xff00ff), odd((keys >> 8) & 0xff00ff) {}
-  ivec dot(ivec sum, const int32_t* query) const { return dot2(dot2(sum, even, query[0]), odd, query[1]); }
-};
-#endif
 
 // Fetches what the next page has at the same place. Decoding waits for memory, so it asks for a line with every line
 // that it uses; with many queries a page is fetched at once.
@@ -174,24 +87,30 @@ struct Bytes {
   template <int M, int C>
   static void scores(const uint8_t* head, int64_t column, int64_t ahead, const float* query, int64_t K,
                      vec (&sum)[M][C]) {
+    constexpr int D = C > 1 && M <= 4 ? 2 : 1;  // columns at once: few queries alone would wait for their own sums
     const int64_t blocks = K / BLOCK, scales_at = K / 4 * WORDS;
     const int32_t* const words = (const int32_t*)query;
-    for (int c = 0; c < C; c++) {
-      const int32_t* const keys = (const int32_t*)head + Wide::first_key(column + c, K / 4);
+    for (int c = 0; c < C; c += D) {
+      const int32_t* keys[D];
+      for (int d = 0; d < D; d++) keys[d] = (const int32_t*)head + Wide::first_key(column + c + d, K / 4);
       const bf16* const scales = (const bf16*)(head + PAGE * K) + (column + c) * LANES;
       for (int64_t b = 0; b < blocks; b++) {
-        ivec dot[M];
-        for (int m = 0; m < M; m++) dot[m] = words[m * K + scales_at + blocks + b] + ivec{};
+        ivec dot[D][M];
+        for (int d = 0; d < D; d++)
+          for (int m = 0; m < M; m++) dot[d][m] = words[m * K + scales_at + blocks + b] + ivec{};
 #pragma GCC unroll 8
-        for (int64_t k = b * (BLOCK / 4); k < (b + 1) * (BLOCK / 4); k++) {
-          const Four four(*(const ivec*)(keys + k * TOKENS));
-          fetch<M>(keys + k * TOKENS, ahead);
-          for (int m = 0; m < M; m++) dot[m] = four.dot(dot[m], words + m * K + k * WORDS);
-        }
-        const vec scale = load16(scales + b * PAGE);
-        for (int m = 0; m < M; m++) {
-          const vec both = scale * query[m * K + scales_at + b];
-          sum[m][c] += __builtin_convertvector(dot[m], vec) * both;
+        for (int64_t k = b * (BLOCK / 4); k < (b + 1) * (BLOCK / 4); k++)
+          for (int d = 0; d < D; d++) {
+            const Four four(*(const ivec*)(keys[d] + k * TOKENS));
+            fetch<M>(keys[d] + k * TOKENS, ahead);
+            for (int m = 0; m < M; m++) dot[d][m] = four.dot(dot[d][m], words + m * K + k * WORDS);
+          }
+        for (int d = 0; d < D; d++) {
+          const vec scale = load16(scales + b * PAGE + d * LANES);
+          for (int m = 0; m < M; m++) {
+            const vec both = scale * query[m * K + scales_at + b];
+            sum[m][c + d] += __builtin_convertvector(dot[d][m], vec) * both;
+          }
         }
       }
     }
@@ -284,11 +203,13 @@ void store(const Shape& s, uint8_t* head, int64_t place, const float* key, const
 struct Scratch {
   std::unique_ptr<float[]> memory;  // not set to zero
   float *query, *out, *sum, *top, *total, *total_sum, *total_top, *score;
-  Scratch(int64_t queries, int64_t K) : memory(new float[queries * (3 * K + TOKENS + 3) + TALL * PAGE]) {
+  float *steps, *most;  // of the page's values, see `steps_of`
+  Scratch(int64_t queries, int64_t K)
+      : memory(new float[queries * (3 * K + TOKENS + 3) + (TALL + K / BLOCK) * PAGE + K / BLOCK]) {
     float* at = memory.get();
     const auto take = [&](int64_t n) { return std::exchange(at, at + n); };
     query = take(queries * K), out = take(queries * K), total = take(queries * K), sum = take(queries * TOKENS);
-    score = take(TALL * PAGE);
+    score = take(TALL * PAGE), steps = take(K / BLOCK * PAGE), most = take(K / BLOCK);
     top = take(queries), total_sum = take(queries), total_top = take(queries);
   }
 };
@@ -356,34 +277,43 @@ inline void accumulate(const Shape& s, const uint8_t* values, int64_t first, int
     }
 }
 
-// The same with int8 values, a block of channels with its scales at a time. A query's weights times scales
-// are rounded to steps of 1 / STEPS of the largest scale that it sees, so that all products are exact
-// integers, at half the cost of floating point.
+// The scales of one block of channels of the first `seen` tokens, in steps of 1 / STEPS of the largest, which is
+// returned; 0 for the other tokens.
 constexpr float STEPS = 32767;
 
+inline float steps_of(const bf16* scales, int64_t seen, float* steps) {
+  float most = 0;
+  for (int64_t j = 0; j < PAGE; j += LANES) *(vec*)(steps + j) = load16(scales + j);
+  for (int64_t j = seen; j < PAGE; j++) steps[j] = 0;
+#pragma omp simd reduction(max : most)
+  for (int64_t j = 0; j < PAGE; j++) most = steps[j] > most ? steps[j] : most;
+  const float inverse = most > 0 ? STEPS / most : 0.0f;
+#pragma omp simd
+  for (int64_t j = 0; j < PAGE; j++) steps[j] *= inverse;
+  return most;
+}
+
+// The same as `accumulate` with int8 values, for block b of the channels with its scales. A query's weights times
+// scales are rounded to the steps of the scales that it sees, so that all products are exact integers, at half the cost
+// of floating point. Most queries see the whole page: for them t.steps are there.
 template <int M>
-inline void accumulate_bytes(const uint8_t* values, const bf16* scales, int64_t n, int64_t ahead,
-                             const int64_t* visible, const float* weight, const Factors* f, float* out, int64_t K) {
+inline void accumulate_bytes(const Shape& s, const uint8_t* page_values, int64_t b, int64_t n, int64_t ahead,
+                             const int64_t* visible, Scratch& t, const Factors* f, float* out) {
   constexpr int N = 2;
+  const uint8_t* const values = page_values + b * PAGE * BLOCK;
+  const bf16* const scales = (const bf16*)(page_values + PAGE * s.K) + b * PAGE;
   alignas(64) int16_t codes[M][PAGE];
-  alignas(64) float steps[PAGE];
+  alignas(64) float fewer[PAGE];
   float step[M], most = 0;
   int64_t before = -1;
   for (int m = 0; m < M; m++) {
     const int64_t seen = std::clamp<int64_t>(visible[m], 0, PAGE);
-    if (seen != before) {
-      before = seen, most = 0;
-      for (int64_t j = 0; j < PAGE; j += LANES) *(vec*)(steps + j) = load16(scales + j);
-      for (int64_t j = seen; j < PAGE; j++) steps[j] = 0;
-#pragma omp simd reduction(max : most)
-      for (int64_t j = 0; j < PAGE; j++) most = steps[j] > most ? steps[j] : most;
-      const float inverse = most > 0 ? STEPS / most : 0.0f;
-#pragma omp simd
-      for (int64_t j = 0; j < PAGE; j++) steps[j] *= inverse;
-    }
+    const float* steps = seen == PAGE ? t.steps + b * PAGE : fewer;
+    if (seen != before) most = seen == PAGE ? t.most[b] : steps_of(scales, seen, fewer);
+    before = seen;
     step[m] = most / STEPS * f[m].grow;
 #pragma omp simd
-    for (int64_t j = 0; j < PAGE; j++) codes[m][j] = int16_t(int32_t(weight[m * PAGE + j] * steps[j] + 0.5f));
+    for (int64_t j = 0; j < PAGE; j++) codes[m][j] = int16_t(int32_t(t.score[m * PAGE + j] * steps[j] + 0.5f));
   }
   for (int64_t first = 0; first < BLOCK / LANES; first += N) {
     ivec sum[M][N] = {};
@@ -401,7 +331,7 @@ inline void accumulate_bytes(const uint8_t* values, const bf16* scales, int64_t 
     }
     for (int m = 0; m < M; m++)
       for (int i = 0; i < N; i++) {
-        vec* to = (vec*)(out + m * K + (first + i) * LANES);
+        vec* to = (vec*)(out + m * s.K + b * BLOCK + (first + i) * LANES);
         *to = fma(__builtin_convertvector(sum[m][i], vec), step[m] + vec{}, *to * f[m].shrink);
       }
   }
@@ -436,15 +366,12 @@ void page_part(const Shape& s, const uint8_t* head, const uint8_t* next, Scratch
   soften<M>(t.score, visible + m, t.top + m, t.sum + m * TOKENS, f);
   float* out = t.out + m * K;
   if constexpr (Kind::scaled) {
-    const uint8_t* values = head + s.head_bytes / 2;
-    const bf16* scales = (const bf16*)(values + PAGE * K);
     if (next) {
       prefetch(next + PAGE * K, s.head_bytes / 2 - PAGE * K);
       prefetch(next + s.head_bytes / 2 + PAGE * K, s.head_bytes / 2 - PAGE * K);
     }
-    for (int64_t b = 0; b < K / BLOCK; b++)
-      accumulate_bytes<M>(values + b * PAGE * BLOCK, scales + b * PAGE, n, ahead, visible + m, t.score, f,
-                          out + b * BLOCK, K);
+    const uint8_t* values = head + s.head_bytes / 2;
+    for (int64_t b = 0; b < K / BLOCK; b++) accumulate_bytes<M>(s, values, b, n, ahead, visible + m, t, f, out);
   } else {
     const uint8_t* values = head + PAGE * K * Kind::itemsize;
     constexpr int N = beside(M, 8);
@@ -456,6 +383,11 @@ void page_part(const Shape& s, const uint8_t* head, const uint8_t* next, Scratch
 
 template <class Kind>
 void page(const Shape& s, const uint8_t* head, const uint8_t* next, Scratch& t, int64_t n, const int64_t* visible) {
+  if constexpr (Kind::scaled) {
+    const bf16* scales = (const bf16*)(head + s.head_bytes / 2 + PAGE * s.K);
+    if (visible[n - 1] >= PAGE)
+      for (int64_t b = 0; b < s.K / BLOCK; b++) t.most[b] = steps_of(scales + b * PAGE, PAGE, t.steps + b * PAGE);
+  }
   int64_t m = 0;
   const auto once = [&] { return std::exchange(next, nullptr); };
   for (; m + TALL <= n; m += TALL) page_part<Kind, TALL>(s, head, once(), t, m, visible);

@@ -24,11 +24,11 @@ inline Ints<Isa> right(Ints<Isa> x, int bits) {
 // HALF_AT (-1: among the words). The block has BLOCKS groups of 32 weights, of which TOGETHER share words. A
 // format returns unsigned codes for quad j (four weights per row) of group k among the n-th that share words,
 // and each group's scales. The activations' negated sum, shifted left by START, stands for a code of zero.
-// PARTS: scales per 32 weights. BYTES: whether codes use all eight bits. LOW: whether there is also a lowest
-// weight. FETCH: the number of tokens from which weights are prefetched by hand.
+// PARTS: scales per 32 weights. MOST: the largest code. LOW: whether there is also a lowest weight. FETCH: the number
+// of tokens from which weights are prefetched by hand.
 struct Format {
-  static constexpr int HALF_AT = -1, BLOCKS = 8, TOGETHER = 1, PARTS = 1, START = 31, FETCH = 2;
-  static constexpr bool LOW = false, BYTES = false;
+  static constexpr int HALF_AT = -1, BLOCKS = 8, TOGETHER = 1, PARTS = 1, START = 31, FETCH = 2, MOST = 15;
+  static constexpr bool LOW = false;
   const uint8_t* words;
   const uint16_t* halves;
 };
@@ -65,7 +65,7 @@ inline Ints<Isa> fifth_bits(Ints<Isa> high, int j) {
 template <class Isa, int NUMBER, bool FIFTH, bool AFFINE>
 struct Simple : Format {
   static constexpr int CODE = NUMBER, WORDS = 4 + FIFTH + AFFINE, BLOCKS = 1;
-  static constexpr int HALF_AT = AFFINE ? -1 : 0, START = AFFINE ? 31 : 3 + FIFTH;
+  static constexpr int HALF_AT = AFFINE ? -1 : 0, START = AFFINE ? 31 : 3 + FIFTH, MOST = FIFTH ? 31 : 15;
   static constexpr bool LOW = AFFINE;
   Ints<Isa> codes(int64_t, int, int j) const {
     const Ints<Isa> low = nibbles<Isa>(words + (FIFTH + AFFINE) * WORD_BYTES, j);
@@ -81,8 +81,7 @@ struct Simple : Format {
 
 template <class Isa>
 struct Q8_0 : Format {
-  static constexpr int CODE = 8, WORDS = 8, HALF_AT = 0, BLOCKS = 1, START = 7, FETCH = NEVER;
-  static constexpr bool BYTES = true;
+  static constexpr int CODE = 8, WORDS = 8, HALF_AT = 0, BLOCKS = 1, START = 7, FETCH = NEVER, MOST = 255;
   Ints<Isa> codes(int64_t, int, int j) const { return load<Isa>(words + j * WORD_BYTES) ^ int32_t(0x80808080); }
   Floats<Isa> step(int, int) const { return Isa::from_halves(Isa::widen(halves)); }
 };
@@ -116,7 +115,7 @@ struct Q4_K : Format {
 
 template <class Isa>
 struct Q6_K : Format {
-  static constexpr int CODE = 14, WORDS = 52, HALF_AT = 208, TOGETHER = 4, PARTS = 2, START = 5, FETCH = 1;
+  static constexpr int CODE = 14, WORDS = 52, HALF_AT = 208, TOGETHER = 4, PARTS = 2, START = 5, FETCH = 1, MOST = 63;
   Ints<Isa> codes(int64_t n, int k, int j) const {
     const Ints<Isa> ql = load<Isa>(words + (n * 16 + (k & 1) * 8 + j) * WORD_BYTES);
     const Ints<Isa> qh = load<Isa>(words + (32 + n * 8 + j) * WORD_BYTES);
@@ -131,7 +130,7 @@ struct Q6_K : Format {
 
 template <class Isa>
 struct Q5_K : Q4_K<Isa> {
-  static constexpr int CODE = 13, WORDS = 44;
+  static constexpr int CODE = 13, WORDS = 44, MOST = 31;
   Ints<Isa> codes(int64_t n, int k, int j) const {
     const Ints<Isa> w = load<Isa>(this->words + (12 + n * 8 + j) * WORD_BYTES);
     const Ints<Isa> high = right<Isa>(load<Isa>(this->words + (4 + j) * WORD_BYTES), int(n) * 2 + k);
@@ -148,7 +147,7 @@ inline Ints<Isa> two_bits(const uint8_t* first, int64_t n, int k, int j) {
 
 template <class Isa>
 struct Q3_K : Format {
-  static constexpr int CODE = 11, WORDS = 27, HALF_AT = 108, TOGETHER = 4, PARTS = 2, START = 2, FETCH = 1;
+  static constexpr int CODE = 11, WORDS = 27, HALF_AT = 108, TOGETHER = 4, PARTS = 2, START = 2, FETCH = 1, MOST = 7;
   Ints<Isa> codes(int64_t n, int k, int j) const {
     const Ints<Isa> high = right<Isa>(load<Isa>(words + j * WORD_BYTES), int(n) * 4 + k);
     return two_bits<Isa>(words + 8 * WORD_BYTES, n, k, j) | ((high & 0x01010101) << 2);
@@ -165,7 +164,7 @@ struct Q3_K : Format {
 
 template <class Isa>
 struct Q2_K : Format {
-  static constexpr int CODE = 10, WORDS = 21, TOGETHER = 4, PARTS = 2, FETCH = 1;
+  static constexpr int CODE = 10, WORDS = 21, TOGETHER = 4, PARTS = 2, FETCH = 1, MOST = 3;
   static constexpr bool LOW = true;
   Ints<Isa> codes(int64_t n, int k, int j) const { return two_bits<Isa>(words + 4 * WORD_BYTES, n, k, j); }
   // Byte 2 g + part of words 0 to 3 has the scale in its low and the lowest weight in its high bits.
@@ -186,16 +185,14 @@ alignas(16) constexpr uint8_t IQ4[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 1
 
 template <class Isa>
 struct IQ4_NL : Format {
-  static constexpr int CODE = 20, WORDS = 4, HALF_AT = 0, BLOCKS = 1, START = 7;
-  static constexpr bool BYTES = true;
+  static constexpr int CODE = 20, WORDS = 4, HALF_AT = 0, BLOCKS = 1, START = 7, MOST = 255;
   Ints<Isa> codes(int64_t, int, int j) const { return Isa::look_up(IQ4, nibbles<Isa>(words, j)); }
   Floats<Isa> step(int, int) const { return Isa::from_halves(Isa::widen(halves)); }
 };
 
 template <class Isa>
 struct IQ4_XS : Format {
-  static constexpr int CODE = 23, WORDS = 34, START = 7;
-  static constexpr bool BYTES = true;
+  static constexpr int CODE = 23, WORDS = 34, START = 7, MOST = 255;
   Ints<Isa> codes(int64_t n, int, int j) const {
     return Isa::look_up(IQ4, nibbles<Isa>(words + (2 + n * 4) * WORD_BYTES, j));
   }
@@ -215,8 +212,8 @@ constexpr int panel_words = 8 + (Packed::LOW ? 2 * Packed::PARTS : 2);
 template <class Isa, class Packed>
 struct Panel : Format {
   static constexpr int PARTS = Packed::PARTS, WORDS = panel_words<Packed>, BLOCKS = 1, START = Packed::START;
-  static constexpr int FETCH = NEVER;
-  static constexpr bool LOW = Packed::LOW, BYTES = Packed::BYTES;
+  static constexpr int FETCH = NEVER, MOST = Packed::MOST;
+  static constexpr bool LOW = Packed::LOW;
   Ints<Isa> codes(int64_t, int, int j) const { return load<Isa>(words + j * WORD_BYTES); }
   Floats<Isa> step(int, int part) const { return (Floats<Isa>)load<Isa>(words + (8 + part) * WORD_BYTES); }
   Floats<Isa> low(int, int part) const { return (Floats<Isa>)load<Isa>(words + (8 + PARTS + part) * WORD_BYTES); }
@@ -273,6 +270,16 @@ void unpack(const uint8_t* blocks, int64_t n_blocks, uint8_t* panel) {
       }
 }
 
+// How many quads are multiplied before their products are added in 32 bits. Where an instruction adds pairs of products
+// in 16 bits, small codes leave room for more of them: each pair is at most 2 * 127 * MOST.
+template <class Isa, class Weights>
+constexpr int quads_together() {
+  if (Isa::WHOLE_BYTES) return 1;
+  int quads = 8 / Weights::PARTS;
+  while (quads > 1 && quads * 2 * 127 * Weights::MOST > 32767) quads /= 2;
+  return quads;
+}
+
 // f += group k of each tile's n-th that share words, times its activations at t; one load of those codes
 // serves all tiles.
 template <class Isa, class Weights, int M, int TILES>
@@ -295,18 +302,30 @@ inline __attribute__((always_inline)) void add_group(const Weights* weights, con
 #pragma GCC unroll 2
       for (int tile = 0; tile < TILES; tile++) a[tile][i] = start;
     }
+    constexpr int QUADS = quads_together<Isa, Weights>();
 #pragma GCC unroll 8
-    for (int q = 0; q < 8 / Weights::PARTS; q++) {
-      const int j = part * (8 / Weights::PARTS) + q;
-      Ints<Isa> codes[TILES];
+    for (int first = part * (8 / Weights::PARTS); first < (part + 1) * (8 / Weights::PARTS); first += QUADS) {
+      Ints<Isa> pairs[TILES][M] = {};
+#pragma GCC unroll 8
+      for (int j = first; j < first + QUADS; j++) {
+        Ints<Isa> codes[TILES];
 #pragma GCC unroll 2
-      for (int tile = 0; tile < TILES; tile++) codes[tile] = weights[tile].codes(n, k, j);
+        for (int tile = 0; tile < TILES; tile++) codes[tile] = weights[tile].codes(n, k, j);
 #pragma GCC unroll 16
-      for (int i = 0; i < M; i++) {
-        const Ints<Isa> x = Isa::all(*(const int32_t*)(t + i * BLOCK + 4 * j));
+        for (int i = 0; i < M; i++) {
+          const Ints<Isa> x = Isa::all(*(const int32_t*)(t + i * BLOCK + 4 * j));
+#pragma GCC unroll 2
+          for (int tile = 0; tile < TILES; tile++) {
+            if constexpr (QUADS == 1) a[tile][i] = Isa::template dot<(Weights::MOST > 127)>(a[tile][i], codes[tile], x);
+            else pairs[tile][i] = Isa::add_pairs(pairs[tile][i], codes[tile], x);
+          }
+        }
+      }
+      if constexpr (QUADS > 1) {
 #pragma GCC unroll 2
         for (int tile = 0; tile < TILES; tile++)
-          a[tile][i] = Isa::template dot<Weights::BYTES>(a[tile][i], codes[tile], x);
+#pragma GCC unroll 16
+          for (int i = 0; i < M; i++) a[tile][i] = Isa::add_sums(a[tile][i], pairs[tile][i]);
       }
     }
 #pragma GCC unroll 2

@@ -1,8 +1,9 @@
 // The paths of x86 processors. They differ in the length of vectors (LANES rows, 8 or 16) and in the
 // instruction that multiplies codes by activations (DOT: four products per lane at once).
 //
-// Without such an instruction, pairs of products are added in 16 bits, which would overflow with 8-bit codes;
-// there the lower seven bits and the highest are multiplied one after the other: 128 * 127 * 2 fits.
+// Without such an instruction, pairs of products are added in 16 bits (add_pairs), as many as fit, and then in 32 bits
+// (add_sums). A single pair would overflow with 8-bit codes; there the lower seven bits and the highest are multiplied
+// one after the other: 128 * 127 * 2 fits.
 //
 // A .cpp file defines NAME, LANES_OF, HAS_DOT, DOT and TARGET, and includes this file: its code must be
 // compiled for its own instructions.
@@ -38,17 +39,20 @@ struct Isa {
 #if HAS_DOT
     return (Ints)DOT((Vector)sum, (Vector)codes, (Vector)x);
 #else
-    if constexpr (!BYTES) return add(sum, codes, x);
-    return add(add(sum, codes & 0x7f7f7f7f, x), codes & int32_t(0x80808080), x);
+    if constexpr (!BYTES) return add_sums(sum, add_pairs(Ints{}, codes, x));
+    return add_sums(add_sums(sum, add_pairs(Ints{}, codes & 0x7f7f7f7f, x)),
+                    add_pairs(Ints{}, codes & int32_t(0x80808080), x));
 #endif
   }
 #if LANES_OF == 16
   typedef __m512i Vector;
   static Ints all(int32_t x) { return (Ints)_mm512_set1_epi32(x); }
   static Floats all(float x) { return (Floats)_mm512_set1_ps(x); }
-  static Ints add(Ints sum, Ints codes, Ints x) {
-    const __m512i pairs = _mm512_maddubs_epi16((__m512i)codes, (__m512i)x);
-    return (Ints)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+  static Ints add_pairs(Ints pairs, Ints codes, Ints x) {
+    return (Ints)_mm512_add_epi16((__m512i)pairs, _mm512_maddubs_epi16((__m512i)codes, (__m512i)x));
+  }
+  static Ints add_sums(Ints sum, Ints pairs) {
+    return (Ints)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16((__m512i)pairs, _mm512_set1_epi16(1)));
   }
   static Ints look_up(const uint8_t* table, Ints places) {
     return (Ints)_mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)table)), (__m512i)places);
@@ -62,9 +66,11 @@ struct Isa {
   typedef __m256i Vector;
   static Ints all(int32_t x) { return (Ints)_mm256_set1_epi32(x); }
   static Floats all(float x) { return (Floats)_mm256_set1_ps(x); }
-  static Ints add(Ints sum, Ints codes, Ints x) {
-    const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, (__m256i)x);
-    return (Ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  static Ints add_pairs(Ints pairs, Ints codes, Ints x) {
+    return (Ints)_mm256_add_epi16((__m256i)pairs, _mm256_maddubs_epi16((__m256i)codes, (__m256i)x));
+  }
+  static Ints add_sums(Ints sum, Ints pairs) {
+    return (Ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi16(1)));
   }
   static Ints look_up(const uint8_t* table, Ints places) {
     const __m256i both = _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i*)table));
