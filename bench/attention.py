@@ -1,11 +1,6 @@
-"""Measure attention over the paged KV cache alone, at the width of an 8B model (receipt attention-INSTRUCTION SET).
+"""Measure attention over the paged KV cache alone, at the width of an 8B model (receipt attention).
 
     python bench/attention.py [--kv fp32 bf16 int8] [--rounds 5]     # ten minutes on two cores
-
-On a newer processor, what one with AVX2 runs, in Herd and in torch:
-
-    HERD_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 \\
-        python bench/attention.py
 
 Prefill: a prompt of 8,192 or 32,768 tokens is attended to in pieces as the engine reads it. Two pieces, evenly
 spread over the prompt, stand for all. Operations are 4 x heads x head dim for each pair of a query and a key that it
@@ -31,7 +26,6 @@ from herd.kernels.bandwidth import MemoryReader
 from herd.kernels.large_pages import reserve
 from herd.kernels.page_layout import PAGE, head_bytes
 from herd.kernels.paged_attention import Ragged, paged_attention, write
-from herd.kernels.qmatmul import path
 from herd.report.receipt import Value
 
 SEED = 0
@@ -140,7 +134,7 @@ def main() -> None:
             values[f"{name}: read bandwidth"] = Value(statistics.median(rates["read"]) / 1e9, "GB/s")
             print({name: round(value.value, 3) for name, value in list(values.items())[-3:]}, flush=True)
     save_receipt(
-        f"attention-{path()}",
+        "attention",
         commit=args.commit,
         what="attention over the paged cache at 8B width, one layer at a time",
         values=values,

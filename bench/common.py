@@ -66,10 +66,14 @@ def save_receipt(
 ) -> Path:
     """Write a receipt, print its values with their verdicts and its path, and return the path.
 
-    The command that it names is the one that runs now, without ``--commit``. ``more``: seed, rivals, notes.
+    The command that it names is the one that runs now, without ``--commit``. With ``HERD_ISA`` the name ends with
+    that instruction set: an older one, measured on this processor. ``more``: seed, rivals, notes.
     """
     words = [word for word in sys.argv[1:] if word != "--commit"]
     command = shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *words])
+    if isa := os.environ.get("HERD_ISA"):
+        rivals = f" HERD_RIVALS={Path(os.environ['HERD_RIVALS']).name}" if "HERD_RIVALS" in os.environ else ""
+        name, command = f"{name}-{isa}", f"HERD_ISA={isa}{rivals} {command}"
     path = receipt_path(name, commit=commit)
     write_receipt(path, what=what, values=values, command=command, **more)
     print(lines(read_receipt(path).values))
