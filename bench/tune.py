@@ -11,6 +11,8 @@ after an interruption. Minutes are for two quiet cores:
                     KL to base + adapter, the share that survives, and for Q4_0 GPTQ on the tuning data and the repair
     synth       3   a teacher with 30 % of planted wrong answers, by each way of verification: what is removed and kept
     language    2   4,096 tokens added for Japanese: bytes per token of held-out text, and old texts whose ids change
+    japanese   40   the model with these tokens, and the model as it is, trained on Japanese at equal FLOPs: bits per
+                    byte of held-out Japanese, and of English that is not in the replay
 
 ``--limit N`` makes a row small: N items of evaluation and 1,000 N tokens of training.
 """
@@ -44,10 +46,10 @@ from herd.files import write_atomically, write_json
 from herd.report.receipt import Value
 from herd.text.extend import extend_vocabulary
 from herd.text.tool_support import with_tool_support
-from herd.tune.language import bytes_per_token, divided_text
+from herd.tune.language import LanguageOptions, bytes_per_token, divided_text, teach_language
 from herd.tune.merge import REPAIR_TOKENS, merge_adapter
 from herd.tune.options import TuneOptions
-from herd.tune.run import open_run, tune
+from herd.tune.run import compression_record, open_run, tune
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "distill"))
 
@@ -55,6 +57,7 @@ FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 TOOL_TOKENS, TOOL_LR = 400_000, 1.5e-4
 N_DIALOGS, N_TOOL_ITEMS, N_HELLASWAG = 900, 400, 2000
 TEXT_BYTES = 40_000
+JAPANESE_TOKENS = 200_000
 MERGE_STEPS = 100
 FORMATS = ("fp32", "bf16", "Q8_0", "Q4_K", "Q4_0")
 REPLAY = ("oasst1_en/en-validation.jsonl", "debian_docs/handbook.en.txt")
@@ -168,8 +171,7 @@ def _texts(source: str, folder: Path, limit: int | None) -> dict[str, Any]:
     }
     for name, documents in texts.items():
         held_out = from_texts(documents, tokenizer, max_bytes=1000 * limit if limit else TEXT_BYTES)
-        measured = compression(model, held_out, 1024)
-        found[name] = {key: getattr(measured, key).tolist() for key in ("bits", "n_bytes", "n_tokens")}
+        found[name] = compression_record(compression(model, held_out, 1024))
     return found
 
 
@@ -314,6 +316,82 @@ def language_row(args: argparse.Namespace) -> None:
     )  # fmt: skip
 
 
+def japanese_row(args: argparse.Namespace) -> None:
+    work, docs = args.work / "japanese", DATA / "debian_docs"
+    texts = tuple(str(path) for path in sorted(docs.glob("*.ja.txt")))
+    replay = tuple(str(DATA / name) for name in REPLAY)
+    tokens = 1000 * args.limit if args.limit else JAPANESE_TOKENS
+    options = LanguageOptions(
+        model=str(FILE),
+        language="ja",
+        text=texts,
+        out=str(work / "extended"),
+        add=4096,
+        tokens=tokens,
+        replay=replay,
+    )
+    extended = teach_language(options, on_step=printed).folder
+    config = checkpoint.load_config(FILE)
+    share = checkpoint.load_config(extended).n_params / config.n_params  # of the operations for a token
+    control_options = TuneOptions(
+        model=str(FILE), data=(str(work / "extended" / "train.jsonl"),), out=str(work / "control"), method="lora",
+        rank=options.rank, tokens=round(tokens * share), replay=replay, replay_share=options.replay_share,
+        context=512,
+    )  # fmt: skip
+    open_run(control_options)
+    control = tune(control_options, Data(), on_step=printed).folder
+    heldout = divided_text(texts)[1]
+    sources = {"untrained": str(FILE), "control": str(control), "extended": str(extended)}
+    found = {
+        name: kept(
+            work / f"bits-{name}.json", lambda s=source: _bits_of(s, {"ja": heldout, "en": _wikitext()})
+        )
+        for name, source in sources.items()
+    }
+    values = {
+        f"{lang}_{name}": Value(_total(record[lang]), "bits/byte")
+        for name, record in found.items()
+        for lang in record
+    }
+    gained, forgotten = (
+        compare_compression(lang, _bits(found["extended"][lang]), _bits(found[other][lang]))
+        for lang, other in (("ja", "control"), ("en", "untrained"))
+    )
+    before = values["en_untrained"].value
+    english = values["en_extended"].value / before - 1
+    values |= {
+        "ja_extended_against_control": Value(
+            gained.value, "bits/byte", lo=gained.lo, hi=gained.hi, bar="< 0", passed=gained.hi < 0
+        ),
+        "en_change": Value(
+            english, "relative change", lo=forgotten.lo / before, hi=forgotten.hi / before,
+            bar="<= 0.015", passed=english <= 0.015,
+        ),
+        "tokens_extended": Value(tokens, "tokens"),
+        "tokens_control": Value(control_options.tokens, "tokens"),
+    }  # fmt: skip
+    save_receipt(
+        "tune-japanese", commit=args.commit, values=values, seed=0,
+        what="SmolLM2 trained on Japanese, with 4,096 new tokens and without, at equal FLOPs",
+        notes=f"debian_docs; every tenth block is held out; replay {', '.join(REPLAY)} at 20 % of the rows; LoRA 64",
+    )  # fmt: skip
+
+
+def _bits_of(source: str, texts: dict[str, list[str]]) -> dict[str, Any]:
+    model, tokenizer = checkpoint.load_model(source), checkpoint.load_tokenizer(source)
+    assert tokenizer is not None
+    return {
+        name: compression_record(
+            compression(model, from_texts(documents, tokenizer, max_bytes=TEXT_BYTES), 512)
+        )
+        for name, documents in texts.items()
+    }
+
+
+def _total(record: dict[str, list[float]]) -> float:
+    return sum(record["bits"]) / sum(record["n_bytes"])
+
+
 def _wikitext() -> list[str]:
     text = next((DATA / "wikitext2").rglob("*test*")).read_text(encoding="utf-8")
     return [part for part in text.split("\n = ") if len(part) > 2000]
@@ -338,6 +416,7 @@ def printed(record: dict[str, Any]) -> None:
 def main() -> None:
     rows: dict[str, Callable[[argparse.Namespace], None]] = {
         "tools": tools_row, "merge": merge_row, "synth": synth_row, "language": language_row,
+        "japanese": japanese_row,
     }  # fmt: skip
     run_row(__doc__, rows, limit="a small version: items, and thousands of tokens", work=WORK / "tune")
 
