@@ -270,13 +270,18 @@ void unpack(const uint8_t* blocks, int64_t n_blocks, uint8_t* panel) {
       }
 }
 
-// How many quads are multiplied before their products are added in 32 bits. Where an instruction adds pairs of products
-// in 16 bits, small codes leave room for more of them: each pair is at most 2 * 127 * MOST.
+// Without an instruction that adds four products in 32 bits, pairs of products are added in 16 bits, several quads of
+// them before the sums are widened: a pair is at most 2 * 127 * the largest code. Codes of eight bits are multiplied in
+// two halves of four bits.
+template <class Isa, class Weights>
+constexpr bool in_halves = !Isa::WHOLE_BYTES && Weights::MOST > 127;
+
+// The number of quads whose products are added in 16 bits.
 template <class Isa, class Weights>
 constexpr int quads_together() {
   if (Isa::WHOLE_BYTES) return 1;
   int quads = 8 / Weights::PARTS;
-  while (quads > 1 && quads * 2 * 127 * Weights::MOST > 32767) quads /= 2;
+  while (quads * 2 * 127 * (in_halves<Isa, Weights> ? 15 : Weights::MOST) > 32767) quads /= 2;
   return quads;
 }
 
@@ -303,29 +308,37 @@ inline __attribute__((always_inline)) void add_group(const Weights* weights, con
       for (int tile = 0; tile < TILES; tile++) a[tile][i] = start;
     }
     constexpr int QUADS = quads_together<Isa, Weights>();
+    constexpr bool HALVES = in_halves<Isa, Weights>;
 #pragma GCC unroll 8
     for (int first = part * (8 / Weights::PARTS); first < (part + 1) * (8 / Weights::PARTS); first += QUADS) {
-      Ints<Isa> pairs[TILES][M] = {};
+      Ints<Isa> pairs[TILES][M] = {}, high_pairs[TILES][M] = {};
 #pragma GCC unroll 8
       for (int j = first; j < first + QUADS; j++) {
-        Ints<Isa> codes[TILES];
+        Ints<Isa> codes[TILES], high[TILES];
 #pragma GCC unroll 2
-        for (int tile = 0; tile < TILES; tile++) codes[tile] = weights[tile].codes(n, k, j);
+        for (int tile = 0; tile < TILES; tile++) {
+          codes[tile] = weights[tile].codes(n, k, j);
+          if constexpr (HALVES) high[tile] = right<Isa>(codes[tile], 4) & 0x0f0f0f0f, codes[tile] &= 0x0f0f0f0f;
+        }
 #pragma GCC unroll 16
         for (int i = 0; i < M; i++) {
           const Ints<Isa> x = Isa::all(*(const int32_t*)(t + i * BLOCK + 4 * j));
 #pragma GCC unroll 2
           for (int tile = 0; tile < TILES; tile++) {
-            if constexpr (QUADS == 1) a[tile][i] = Isa::template dot<(Weights::MOST > 127)>(a[tile][i], codes[tile], x);
+            if constexpr (Isa::WHOLE_BYTES) a[tile][i] = Isa::dot(a[tile][i], codes[tile], x);
             else pairs[tile][i] = Isa::add_pairs(pairs[tile][i], codes[tile], x);
+            if constexpr (HALVES) high_pairs[tile][i] = Isa::add_pairs(high_pairs[tile][i], high[tile], x);
           }
         }
       }
-      if constexpr (QUADS > 1) {
+      if constexpr (!Isa::WHOLE_BYTES) {
 #pragma GCC unroll 2
         for (int tile = 0; tile < TILES; tile++)
 #pragma GCC unroll 16
-          for (int i = 0; i < M; i++) a[tile][i] = Isa::add_sums(a[tile][i], pairs[tile][i]);
+          for (int i = 0; i < M; i++) {
+            if constexpr (HALVES) a[tile][i] += Isa::add_sums(Ints<Isa>{}, high_pairs[tile][i]) << 4;
+            a[tile][i] = Isa::add_sums(a[tile][i], pairs[tile][i]);
+          }
       }
     }
 #pragma GCC unroll 2

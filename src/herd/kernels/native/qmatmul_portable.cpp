@@ -19,7 +19,6 @@ struct Portable {
 
   static Ints all(int32_t x) { return Ints{x, x, x, x}; }
   static Floats all(float x) { return Floats{x, x, x, x}; }
-  template <bool BYTES>
   static Ints dot(Ints sum, Ints codes, Ints x) {
     for (int k = 0; k < 4; k++) sum += (right<Portable>(codes, 8 * k) & 255) * ((x << (24 - 8 * k)) >> 24);
     return sum;

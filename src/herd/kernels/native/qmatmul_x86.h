@@ -1,9 +1,7 @@
 // The paths of x86 processors. They differ in the length of vectors (LANES rows, 8 or 16) and in the
 // instruction that multiplies codes by activations (DOT: four products per lane at once).
 //
-// Without such an instruction, pairs of products are added in 16 bits (add_pairs), as many as fit, and then in 32 bits
-// (add_sums). A single pair would overflow with 8-bit codes; there the lower seven bits and the highest are multiplied
-// one after the other: 128 * 127 * 2 fits.
+// Without such an instruction, pairs of products are added in 16 bits (add_pairs), and these sums in 32 (add_sums).
 //
 // A .cpp file defines NAME, LANES_OF, HAS_DOT, DOT and TARGET, and includes this file: its code must be
 // compiled for its own instructions.
@@ -28,28 +26,27 @@ namespace {
 #include "qmatmul_kernel.h"
 
 struct Isa {
-  static constexpr int LANES = LANES_OF, GROUP = LANES == 16 ? 6 : 4, PAIRED = LANES == 16 ? 6 : 2;
+  // Two tiles share each load of a token's codes; three tokens by two tiles fill sixteen registers.
+  static constexpr int LANES = LANES_OF, GROUP = LANES == 16 ? 6 : 3, PAIRED = GROUP;
   static constexpr bool WHOLE_BYTES = HAS_DOT;
   typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
   typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
-  template <bool BYTES>
-  static Ints dot(Ints sum, Ints codes, Ints x) {
 #if HAS_DOT
-    return (Ints)DOT((Vector)sum, (Vector)codes, (Vector)x);
-#else
-    if constexpr (!BYTES) return add_sums(sum, add_pairs(Ints{}, codes, x));
-    return add_sums(add_sums(sum, add_pairs(Ints{}, codes & 0x7f7f7f7f, x)),
-                    add_pairs(Ints{}, codes & int32_t(0x80808080), x));
+  static Ints dot(Ints sum, Ints codes, Ints x) { return (Ints)DOT((Vector)sum, (Vector)codes, (Vector)x); }
 #endif
+  // Compilers would add in another order, as a tree, for which there are too few registers.
+  static Ints in_order(Ints sum) {
+    asm("" : "+v"(sum));
+    return sum;
   }
 #if LANES_OF == 16
   typedef __m512i Vector;
   static Ints all(int32_t x) { return (Ints)_mm512_set1_epi32(x); }
   static Floats all(float x) { return (Floats)_mm512_set1_ps(x); }
   static Ints add_pairs(Ints pairs, Ints codes, Ints x) {
-    return (Ints)_mm512_add_epi16((__m512i)pairs, _mm512_maddubs_epi16((__m512i)codes, (__m512i)x));
+    return in_order((Ints)_mm512_add_epi16((__m512i)pairs, _mm512_maddubs_epi16((__m512i)codes, (__m512i)x)));
   }
   static Ints add_sums(Ints sum, Ints pairs) {
     return (Ints)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16((__m512i)pairs, _mm512_set1_epi16(1)));
@@ -67,7 +64,7 @@ struct Isa {
   static Ints all(int32_t x) { return (Ints)_mm256_set1_epi32(x); }
   static Floats all(float x) { return (Floats)_mm256_set1_ps(x); }
   static Ints add_pairs(Ints pairs, Ints codes, Ints x) {
-    return (Ints)_mm256_add_epi16((__m256i)pairs, _mm256_maddubs_epi16((__m256i)codes, (__m256i)x));
+    return in_order((Ints)_mm256_add_epi16((__m256i)pairs, _mm256_maddubs_epi16((__m256i)codes, (__m256i)x)));
   }
   static Ints add_sums(Ints sum, Ints pairs) {
     return (Ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi16(1)));
