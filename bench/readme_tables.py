@@ -61,11 +61,7 @@ _NUMBERS = (
         "smollm2-start",
         "more than import torch",
     ),
-    (
-        "8B in Q4_0, decode: fraction of the memory's read bandwidth",
-        "speed-q40",
-        "decode at 128: share of read bandwidth",
-    ),
+    ("8B in Q4_0, decode: speed relative to llama.cpp", "speed-q40", "decode at 128: ratio"),
     ("8B in Q4_0, prompt of 512 tokens: speed relative to llama.cpp", "speed-q40", "prefill of 512: ratio"),
     (
         "8B in Q4_0, 16 sequences: speed relative to llama.cpp",

@@ -455,7 +455,9 @@ def test_what_begins_with_a_slash_is_a_question_unless_it_is_one_word(run, folde
     assert "The dialog is forgotten." in out
 
 
-@pytest.mark.parametrize("line", ["/ reset", "/RESET", "/reset now", "/reset?", "/quit!", "/quit please", "/", "//"])
+@pytest.mark.parametrize(
+    "line", ["/ reset", "/RESET", "/reset now", "/reset?", "/quit!", "/quit please", "/", "//"]
+)
 def test_a_command_that_is_mistyped_is_not_a_question(run, folders, scripted, line):
     prompts = scripted("Hello.")
     _, out, _ = run(folders / "plain", lines=["Hi", line, "/quit"])
