@@ -25,10 +25,10 @@ inline Ints<Isa> right(Ints<Isa> x, int bits) {
 // format returns unsigned codes for quad j (four weights per row) of group k among the n-th that share words,
 // and each group's scales. The activations' negated sum, shifted left by START, stands for a code of zero.
 // PARTS: scales per 32 weights. MOST: the largest code. LOW: whether there is also a lowest weight. FETCH: the number
-// of tokens from which weights are prefetched by hand.
+// of tokens from which weights are prefetched by hand. IN_MEMORY: whether they are not in a cache.
 struct Format {
   static constexpr int HALF_AT = -1, BLOCKS = 8, TOGETHER = 1, PARTS = 1, START = 31, FETCH = 2, MOST = 15;
-  static constexpr bool LOW = false;
+  static constexpr bool LOW = false, IN_MEMORY = true;
   const uint8_t* words;
   const uint16_t* halves;
 };
@@ -213,7 +213,7 @@ template <class Isa, class Packed>
 struct Panel : Format {
   static constexpr int PARTS = Packed::PARTS, WORDS = panel_words<Packed>, BLOCKS = 1, START = Packed::START;
   static constexpr int FETCH = NEVER, MOST = Packed::MOST;
-  static constexpr bool LOW = Packed::LOW;
+  static constexpr bool LOW = Packed::LOW, IN_MEMORY = false;
   Ints<Isa> codes(int64_t, int, int j) const { return load<Isa>(words + j * WORD_BYTES); }
   Floats<Isa> step(int, int part) const { return (Floats<Isa>)load<Isa>(words + (8 + part) * WORD_BYTES); }
   Floats<Isa> low(int, int part) const { return (Floats<Isa>)load<Isa>(words + (8 + PARTS + part) * WORD_BYTES); }
@@ -359,8 +359,14 @@ inline __attribute__((always_inline)) void add_group(const Weights* weights, con
   }
 }
 
-// From FETCH tokens on there is so much arithmetic between two loads that the processor does not see the
-// next ones in time.
+// From FETCH tokens on there is so much arithmetic between two loads that Zen 4 does not see the next ones in time.
+// Cascade Lake does not with any number of tokens: one token was up to a fifth slower without.
+#if defined(__znver4__) || defined(__znver5__)
+constexpr bool FETCH_ALWAYS = false;
+#else
+constexpr bool FETCH_ALWAYS = true;
+#endif
+
 template <class Weights>
 inline __attribute__((always_inline)) void fetch(const uint8_t* block, int64_t g) {
   constexpr int64_t AHEAD = 8192, PART = bytes<Weights> / Weights::BLOCKS;
@@ -368,40 +374,45 @@ inline __attribute__((always_inline)) void fetch(const uint8_t* block, int64_t g
   for (int64_t i = 0; i < PART; i += WORD_BYTES) __builtin_prefetch(block + AHEAD + g * PART + i, 0, 2);
 }
 
-// TILES consecutive tiles at once, so that each code of a token serves them all.
+// TILES consecutive tiles at once, so that each code of a token serves them all. Where a register holds half of a tile's
+// rows, its two halves count as two: they share the tile's cache lines, too.
 template <class Isa, class Weights, int M, int TILES>
 void multiply(const uint8_t* blocks, const uint8_t* tokens, int64_t n_blocks, float* sums, int64_t stride) {
+  constexpr int PARTS = 2 * Isa::LANES == ROWS ? 2 : 1, N = TILES * PARTS;
   const int64_t tile_bytes = n_blocks / Weights::BLOCKS * bytes<Weights>;
-  for (int row = 0; row < ROWS; row += Isa::LANES) {
-    Floats<Isa> f[TILES][M];
+  for (int row = 0; row < ROWS; row += Isa::LANES * PARTS) {
+    const auto sum = [&](int n, int i) {
+      return sums + n / PARTS * stride + i * ROWS + row + n % PARTS * Isa::LANES;
+    };
+    Floats<Isa> f[N][M];
 #pragma GCC unroll 2
-    for (int n = 0; n < TILES; n++)
+    for (int n = 0; n < N; n++)
 #pragma GCC unroll 16
-      for (int i = 0; i < M; i++) f[n][i] = *(const Floats<Isa>*)(sums + n * stride + i * ROWS + row);
+      for (int i = 0; i < M; i++) f[n][i] = *(const Floats<Isa>*)sum(n, i);
     const uint8_t *block = blocks, *t = tokens;
     for (int64_t b = 0; b < n_blocks; b += Weights::BLOCKS, block += bytes<Weights>) {
       constexpr int TOGETHER = Weights::TOGETHER;
-      Weights weights[TILES];
-      Scales<Isa, Weights> scales[TILES];
+      Weights weights[N];
+      Scales<Isa, Weights> scales[N];
 #pragma GCC unroll 2
-      for (int tile = 0; tile < TILES; tile++) {
-        weights[tile] = at<Weights>(block + tile * tile_bytes, row);
-        scales[tile].take(weights[tile]);
+      for (int n = 0; n < N; n++) {
+        weights[n] = at<Weights>(block + n / PARTS * tile_bytes, row + n % PARTS * Isa::LANES);
+        scales[n].take(weights[n]);
       }
 #pragma GCC unroll 1
       for (int64_t n = 0; n < Weights::BLOCKS / TOGETHER; n++)
 #pragma GCC unroll 4
         for (int k = 0; k < TOGETHER; k++, t += M * TOKEN_BYTES) {
-          if constexpr (M >= Weights::FETCH)
+          if constexpr (Weights::IN_MEMORY && (FETCH_ALWAYS || M >= Weights::FETCH))
 #pragma GCC unroll 2
             for (int tile = 0; tile < TILES; tile++) fetch<Weights>(block + tile * tile_bytes, n * TOGETHER + k);
-          add_group<Isa, Weights, M, TILES>(weights, scales, n, k, t, f);
+          add_group<Isa, Weights, M, N>(weights, scales, n, k, t, f);
         }
     }
 #pragma GCC unroll 2
-    for (int n = 0; n < TILES; n++)
+    for (int n = 0; n < N; n++)
 #pragma GCC unroll 16
-      for (int i = 0; i < M; i++) *(Floats<Isa>*)(sums + n * stride + i * ROWS + row) = f[n][i];
+      for (int i = 0; i < M; i++) *(Floats<Isa>*)sum(n, i) = f[n][i];
   }
 }
 

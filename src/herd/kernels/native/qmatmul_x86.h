@@ -26,8 +26,8 @@ namespace {
 #include "qmatmul_kernel.h"
 
 struct Isa {
-  // Two tiles share each load of a token's codes; three tokens by two tiles fill sixteen registers.
-  static constexpr int LANES = LANES_OF, GROUP = LANES == 16 ? 6 : 3, PAIRED = GROUP;
+  // Six tokens by two tiles fill 32 registers, and three by the two halves of a tile fill 16.
+  static constexpr int LANES = LANES_OF, GROUP = LANES == 16 ? 6 : 3, PAIRED = LANES == 16 ? 6 : 0;
   static constexpr bool WHOLE_BYTES = HAS_DOT;
   typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
