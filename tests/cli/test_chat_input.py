@@ -5,6 +5,7 @@ import pty
 import select
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -47,6 +48,7 @@ def terminal():
 
     def ask(keys: str) -> str:
         until(b"> ")
+        time.sleep(0.3)  # readline shows the prompt before it waits for keys, and a signal in between is lost
         os.write(controller, keys.encode())
         until(b"\nREAD ")
         return until(b"\r\n").decode().strip()

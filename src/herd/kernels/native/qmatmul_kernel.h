@@ -270,9 +270,8 @@ void unpack(const uint8_t* blocks, int64_t n_blocks, uint8_t* panel) {
       }
 }
 
-// Without an instruction that adds four products in 32 bits, pairs of products are added in 16 bits, several quads of
-// them before the sums are widened: a pair is at most 2 * 127 * the largest code. Codes of eight bits are multiplied in
-// two halves of four bits.
+// Without an instruction that adds four products in 32 bits, pairs of them are added in 16 bits, over several quads: a
+// pair is at most 2 * 127 * the largest code. Codes of eight bits are multiplied in two halves of four bits.
 template <class Isa, class Weights>
 constexpr bool in_halves = !Isa::WHOLE_BYTES && Weights::MOST > 127;
 
