@@ -35,7 +35,7 @@ from herd.data.builtin import read_stdlib
 from herd.data.dialogs import Dialog, stream_dialogs
 from herd.data.tool_dialogs import names_tools, openai_messages, schemas
 from herd.distill.synth import SynthOptions, synthesize
-from herd.evals.bpb import Compression, compare_compression, compression
+from herd.evals.bpb import compare_compression, compression
 from herd.evals.harness import run_task
 from herd.evals.local import CheckpointModel
 from herd.evals.tasks import make_task
@@ -49,7 +49,7 @@ from herd.text.tool_support import with_tool_support
 from herd.tune.language import LanguageOptions, bytes_per_token, divided_text, teach_language
 from herd.tune.merge import REPAIR_TOKENS, merge_adapter
 from herd.tune.options import TuneOptions
-from herd.tune.run import compression_record, open_run, tune
+from herd.tune.run import compression_record, open_run, stored_compression, tune
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "distill"))
 
@@ -138,7 +138,9 @@ def tools_row(args: argparse.Namespace) -> None:
     values["hellaswag_untuned"] = Value(scored_before["value"], "fraction")
     values["hellaswag_items"] = Value(scored["n"], "items")
     for name, before in found["untuned"]["text"].items():
-        difference = compare_compression(name, _bits(found["tuned"]["text"][name]), _bits(before))
+        difference = compare_compression(
+            name, *(stored_compression(record, name) for record in (found["tuned"]["text"][name], before))
+        )
         total = sum(before["bits"]) / sum(before["n_bytes"])
         relative = difference.value / total
         values[f"bits_{name}"] = Value(relative, "relative change", bar="<= 0.02", passed=relative <= 0.02)
@@ -354,7 +356,9 @@ def japanese_row(args: argparse.Namespace) -> None:
         for lang in record
     }
     gained, forgotten = (
-        compare_compression(lang, _bits(found["extended"][lang]), _bits(found[other][lang]))
+        compare_compression(
+            lang, *(stored_compression(found[name][lang], lang) for name in ("extended", other))
+        )
         for lang, other in (("ja", "control"), ("en", "untrained"))
     )
     before = values["en_untrained"].value
@@ -395,13 +399,6 @@ def _total(record: dict[str, list[float]]) -> float:
 def _wikitext() -> list[str]:
     text = next((DATA / "wikitext2").rglob("*test*")).read_text(encoding="utf-8")
     return [part for part in text.split("\n = ") if len(part) > 2000]
-
-
-def _bits(record: dict[str, Any]) -> Compression:
-    import numpy as np
-
-    arrays = (np.array(record[key]) for key in ("bits", "n_bytes", "n_tokens"))
-    return Compression(*arrays, [""] * len(record["bits"]), [""] * len(record["bits"]))
 
 
 def printed(record: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ def test_dora_with_rslora_is_trained_written_for_peft_and_merged(base, dialogs, 
     out = tmp_path / "run"
     kinds = ("--dora", "--rslora", "--rank", 4, "--lr", "1e-2", "--steps", 6)
     tune(base, "--data", dialogs, "--out", out, *kinds, code=1)
-    assert "--rslora, --dora: are kinds of adapters" in (said := capsys.readouterr().err)
+    assert "--rslora, --dora: only adapters can have this" in (said := capsys.readouterr().err)
     assert "--method lora" in said
     assert not (out / "recipe.yaml").exists()
     words = ("--data", dialogs, "--out", out, "--method", "lora", *kinds, "--other", other(tmp_path))

@@ -79,7 +79,7 @@ def prepare_run(options: TuneOptions) -> Prepared:
     if choice.method == "full" and any(kinds.values()):
         names = ", ".join(f"--{name}" for name, given in kinds.items() if given)
         why = f"full fine-tuning was chosen ({choice.reason})"
-        raise RecipeError(f"{names}: are kinds of adapters, and {why}; add --method lora")
+        raise RecipeError(f"{names}: only adapters can have this, but {why}; add --method lora")
     steps = _steps(options, rows, batch * context)
     fields: dict[str, Any] = {
         "name": out.name if out.name and all(c.isalnum() or c in "._-" for c in out.name) else "tuned",

@@ -212,7 +212,7 @@ def compression_record(measured: Compression) -> dict[str, list[float]]:
 
 def text_change(name: str, before: dict[str, list[float]], after: dict[str, list[float]]) -> Change:
     """Return the change of the bits per byte of a text from two `compression_record`s, with its interval."""
-    b, a = (_compression(record, name) for record in (before, after))
+    b, a = (stored_compression(record, name) for record in (before, after))
     difference = compare_compression(name, a, b)
     total = math.fsum(b.n_bytes)
     return Change(
@@ -221,7 +221,8 @@ def text_change(name: str, before: dict[str, list[float]], after: dict[str, list
     )  # fmt: skip
 
 
-def _compression(record: dict[str, Any], name: str) -> Compression:
+def stored_compression(record: dict[str, Any], name: str) -> Compression:
+    """Return the bits of a text from its `compression_record`."""
     bits, n_bytes, n_tokens = (np.array(record[key]) for key in ("bits", "n_bytes", "n_tokens"))
     return Compression(bits, n_bytes, n_tokens, [name] * len(bits), [""] * len(bits))
 

@@ -1,6 +1,6 @@
 // The kernel itself, written once for every instruction set. An `Isa` defines how many rows fit into a
-// vector, how four unsigned codes per row are multiplied by four signed activations, and whether 8-bit
-// codes cost no more there (WHOLE_BYTES). The rest uses GCC's vector types, which every target has.
+// vector and how four unsigned codes per row are multiplied by four signed activations: by one instruction
+// (WHOLE_BYTES, dot), or in pairs (add_pairs, add_sums). The rest uses GCC's vector types, which every target has.
 // qmatmul_x86.h and qmatmul_portable.cpp include this file within their own anonymous namespaces.
 
 template <class Isa>
@@ -358,8 +358,8 @@ inline __attribute__((always_inline)) void add_group(const Weights* weights, con
   }
 }
 
-// From FETCH tokens on there is so much arithmetic between two loads that Zen 4 does not see the next ones in time.
-// Cascade Lake does not with any number of tokens: one token was up to a fifth slower without.
+// With much arithmetic between two loads a processor does not request the next weights in time. Zen 4 needs help from
+// FETCH tokens on; Cascade Lake always does, even with one token, which prefetching made up to a fourth faster.
 #if defined(__znver4__) || defined(__znver5__)
 constexpr bool FETCH_ALWAYS = false;
 #else
