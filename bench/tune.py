@@ -338,7 +338,7 @@ def japanese_row(args: argparse.Namespace) -> None:
     control_options = TuneOptions(
         model=str(FILE), data=(str(work / "extended" / "train.jsonl"),), out=str(work / "control"), method="lora",
         rank=options.rank, tokens=round(tokens * share), replay=replay, replay_share=options.replay_share,
-        context=512,
+        context=512, other=(str(DATA / "wikitext2" / "valid.txt"),),
     )  # fmt: skip
     open_run(control_options)
     control = tune(control_options, Data(), on_step=printed).folder

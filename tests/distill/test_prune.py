@@ -203,8 +203,7 @@ def test_the_minitron_shapes_are_pruned_on_the_meta_device() -> None:
     from herd.llama import SIZES
 
     big = SIZES["8B"]
-    with torch.device("meta"):
-        model = LlamaLM(big)
+    model = LlamaLM.on_meta(big)
     for target, drop, billions in (
         (big.replace(dim=3072, ffn_dim=9216), range(0), 4.51),
         (big.replace(n_layers=16), range(15, 31), 4.54),

@@ -25,8 +25,7 @@ SMALL = {"vocab_size": 97, "dim": 48, "n_layers": 2, "n_heads": 6, "n_kv_heads":
 
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_parameter_counts_on_the_meta_device(size):
-    with torch.device("meta"):
-        model = LlamaLM(SIZES[size])
+    model = LlamaLM.on_meta(SIZES[size])
     assert sum(param.numel() for param in model.parameters()) == SIZES[size].n_params == PUBLISHED[size]
 
 
@@ -88,8 +87,7 @@ def test_a_config_is_valid_or_refused(vocab_size, heads, kv, per_head, layers, f
         return
     assert config.n_heads % config.n_kv_heads == 0
     assert config.head_dim % 2 == 0
-    with torch.device("meta"):
-        assert sum(param.numel() for param in LlamaLM(config).parameters()) == config.n_params
+    assert sum(param.numel() for param in LlamaLM.on_meta(config).parameters()) == config.n_params
 
 
 @pytest.mark.parametrize(

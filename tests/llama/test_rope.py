@@ -128,8 +128,7 @@ def test_half_rotation_layout_equals_meta_pairs():
 def test_casting_a_model_keeps_its_rotations_exact():
     config = shape(16, scaling=RopeScaling(original_context=64))
     exact = rope.inverse_frequencies(config)
-    with torch.device("meta"):
-        model = LlamaLM(config)
+    model = LlamaLM.on_meta(config)
     for changed in (LlamaLM(config).to(torch.bfloat16), LlamaLM(config).half(), model.to_empty(device="cpu")):
         assert changed.model.inv_freq.dtype == torch.float32
         assert torch.equal(changed.model.inv_freq, exact)

@@ -18,6 +18,7 @@ from herd.quant import scheme
 from herd.quant.linear import swap_linears, use_exact_products
 from herd.text import Tokenizer
 from herd.train import lm, train
+from herd.train.adapters import AdapterSection
 from herd.train.objectives import batch_loss
 from herd.train.recipe import parse_recipe
 from herd.train.run import run_recipe
@@ -209,3 +210,11 @@ def test_another_base_is_refused_on_resume(base):
     checkpoint.save_model(base, LlamaLM(config).init_weights(1), checkpoint.load_tokenizer(base))
     with pytest.raises(DataError, match=r"the start model"):
         run_recipe(recipe(base))
+
+
+def test_layers_are_read_in_the_compute_dtype_and_the_rest_in_fp32(tmp_path):
+    checkpoint.save_model(tmp_path / "base", toy.model(), dtype=torch.bfloat16)
+    model = AdapterSection(rank=2).load(str(tmp_path / "base"), 0, torch.bfloat16, torch.device("cpu"))
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    assert {dtypes[name] for name in dtypes if name.endswith("base.weight")} == {torch.bfloat16}
+    assert {dtypes[name] for name in dtypes if "base" not in name} == {torch.float32}

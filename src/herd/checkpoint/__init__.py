@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .convert import ImportSource, export_hf, import_hf, open_source
-    from .folder import checkpoint_hash, load_trainable, save_model, unpacked_weights, write_checkpoint
+    from .folder import checkpoint_hash, load_trainable, save_model, weight_reader, write_checkpoint
     from .gguf_convert import export_gguf, import_gguf, quantize_folder, write_random
     from .hf import config_to_hf
     from .lineage import Lineage, load_lineage, update_lineage
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "convert": ("ImportSource", "export_hf", "import_hf", "open_source"),
-    "folder": ("checkpoint_hash", "load_trainable", "save_model", "unpacked_weights", "write_checkpoint"),
+    "folder": ("checkpoint_hash", "load_trainable", "save_model", "weight_reader", "write_checkpoint"),
     "gguf_convert": ("export_gguf", "import_gguf", "quantize_folder", "write_random"),
     "hf": ("config_to_hf",),
     "lineage": ("Lineage", "load_lineage", "update_lineage"),
@@ -40,7 +40,7 @@ __all__ = [
     "ImportSource", "Lineage", "ModelSource", "checkpoint_hash", "config_to_hf", "export_gguf", "export_hf",
     "export_vllm", "import_gguf", "import_hf", "import_meta", "load_config", "load_lineage", "load_model",
     "load_tokenizer", "load_trainable", "open_source", "quantize_folder", "resolve_model", "save_model",
-    "unpacked_weights", "update_lineage", "write_checkpoint", "write_random",
+    "update_lineage", "weight_reader", "write_checkpoint", "write_random",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..files import require_free_space
-from ..llama import rope
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..quant.linear import is_quantized
@@ -35,7 +34,7 @@ from .journal import new_folder
 from .lineage import Lineage
 from .model_source import ModelSource, load_config
 from .paths import ADAPTER, CONFIG, GENERATION, require_replaceable, write_kept
-from .plain import place_parameter
+from .plain import assemble, load_plain
 from .sources import resolve_model
 from .stream import Progress
 from .verified import hash_file
@@ -139,31 +138,31 @@ def write_checkpoint(
     return weights_hash
 
 
-def unpacked_weights(source: str | Path, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter of a model by name, in ``dtype``, also if it is stored in blocks."""
+def weight_reader(source: str | Path) -> Callable[[str, torch.dtype], Tensor]:
+    """Return a function that reads a parameter by its name, in a dtype, also if it is stored in blocks."""
     model = ModelSource(source)
     if model.file is not None:
-        packed = GGUFSource(model.file)
-        yield from ((name, packed.weight(name, dtype)) for name in packed.wanted)
-        return
+        return GGUFSource(model.file).weight
     wanted = weights.check_against(model.config, weights.read_index(model.path), model.path)
-    for name, info in wanted.items():
-        yield name, weights.read_tensor(info).to(dtype)
+    return lambda name, dtype: weights.cast_tensor(name, weights.read_tensor(wanted[name]), dtype, model.path)
 
 
-def load_trainable(source: str | Path, dtype: torch.dtype, device: str | torch.device) -> LlamaLM:
-    """Return the model that ``source`` names with plain parameters, which can be trained, in ``dtype``."""
+def load_trainable(
+    source: str | Path, dtype: torch.dtype, device: str | torch.device, *, layers: torch.dtype | None = None
+) -> LlamaLM:
+    """Return the model that ``source`` names with plain parameters, which can be trained, in ``dtype``.
+
+    The matrices of the layers are in ``layers`` (default: ``dtype``). Nothing is in memory twice.
+    """
     found = ModelSource(source)
     if found.file is None:
-        return found.load(dtype, device)
-    with torch.device("meta"):
-        model = LlamaLM(found.config)
-    for name, tensor in unpacked_weights(source, dtype):
-        place_parameter(model, name, tensor.to(device))
-    if found.config.tie_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    model.model.inv_freq = rope.inverse_frequencies(found.config).to(device)
-    return model
+        model = load_plain(found.path, found.config, dtype, device, layers)
+    else:
+        read = weight_reader(source)
+        model = assemble(
+            found.config, lambda name, dtype: read(name, dtype).to(device), dtype, layers, device, found.file
+        )
+    return found.with_adapter(model)
 
 
 def checkpoint_hash(source: str | Path, progress: Progress | None = None) -> str:

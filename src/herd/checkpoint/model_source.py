@@ -69,6 +69,17 @@ class ModelSource:
         return read_config(self.path / CONFIG)
 
     @cached_property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of the matrices in the file, or fp32 if they are quantized or have several dtypes."""
+        if self.file is not None:
+            from .gguf_folder import GGUFSource
+
+            return GGUFSource(self._gguf).compute_dtype
+        from .weights import common_dtype, read_index
+
+        return common_dtype(read_index(self.path), self.path)
+
+    @cached_property
     def lineage(self) -> Lineage | None:
         return load_lineage(self.path)
 
@@ -110,6 +121,10 @@ class ModelSource:
             from .plain import load_plain
 
             model = load_plain(self.path, self.config, dtype, device)
+        return self.with_adapter(model)
+
+    def with_adapter(self, model: LlamaLM) -> LlamaLM:
+        """Return the base model with the adapter on it, or as it is if there is none."""
         if self.adapter is None:
             return model
         from .adapters import read_adapter

@@ -334,12 +334,10 @@ def _adapter_nbytes(config: Any, folders: Mapping[str, Path]) -> int:
     """Return the bytes of adapters on a model not loaded yet. Raises ConfigError if one has another base."""
     if not folders:
         return 0
-    import torch
 
     from ..llama.model import LlamaLM
 
-    with torch.device("meta"):
-        model = LlamaLM(config)
+    model = LlamaLM.on_meta(config)
     layers = [layer for layers in put_adapters(model, folders).values() for layer in layers.values()]
     return sum(4 * (a_RD.numel() + b_OR.numel()) for a_RD, b_OR, _ in layers)  # they are fp32 in memory
 

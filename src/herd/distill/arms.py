@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from ..checkpoint import Lineage, ModelSource, checkpoint_hash, load_model, load_trainable, save_model
-from ..checkpoint.weights import common_dtype, read_index
 from ..data.stream import Stream, first_rows
 from ..data.targets import Targets, TargetsSpec, read_spec
 from ..dtypes import torch_dtype
@@ -284,12 +283,10 @@ class Workshop:
 
     def _stored_weights(self) -> LlamaLM:
         """Return the teacher with the weights of its file. Quantized ones are unpacked to fp32."""
-        if self.source.file is not None:
-            return load_trainable(self.source.path, torch.float32, self.device).requires_grad_(False)
-        stored = common_dtype(read_index(self.source.path), self.source.path)
+        stored = self.source.stored_dtype
         if stored == self.compute:  # a large teacher is not read twice
             return self.teacher
-        return self.source.load(stored, self.device).requires_grad_(False)
+        return load_trainable(self.source.path, stored, self.device).requires_grad_(False)
 
     def _scored(self, vocab: int) -> LlamaLM:
         found = self.cut(vocab)

@@ -12,9 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
-from ..checkpoint.weights import common_dtype, read_index
 from ..llama.config import ModelConfig
 from ..quant.mixtures import named_scheme
 from .arms import Arm, Workshop
@@ -132,12 +129,7 @@ class _Sizes:
         with tempfile.TemporaryDirectory() as folder:
             shop.tokenizer_of(first.vocab_size).save(folder)
             self.tokenizer = sum(path.stat().st_size for path in Path(folder).iterdir())
-        stored = (
-            torch.float32
-            if shop.source.file is not None
-            else common_dtype(read_index(shop.source.path), shop.source.path)
-        )
-        self.stored = stored.itemsize
+        self.stored = shop.source.stored_dtype.itemsize
 
     def folder(self, config: ModelConfig, itemsize: int) -> float:
         """Return the bytes of a folder with plain weights."""

@@ -76,7 +76,7 @@ def fidelity(
             model(batch.tokens_BT)[scored_BT].split(chunk_tokens(teacher)) for model in (teacher, student)
         ]
         owner_N = batch.document_B[:, None].expand(scored_BT.shape)[scored_BT.cpu()]
-        parts = [_compare(teacher.lm_head(t), student.lm_head(s)) for t, s in zip(*hidden, strict=True)]
+        parts = [compare_logits(teacher.lm_head(t), student.lm_head(s)) for t, s in zip(*hidden, strict=True)]
         values_3N = torch.cat(parts, dim=1).cpu()
         sums.index_add_(1, owner_N, torch.cat((values_3N, torch.ones(1, values_3N.shape[1]))).double())
         token_kl.append(values_3N[0].numpy())
@@ -84,7 +84,7 @@ def fidelity(
     return Fidelity(kl, agree, overlap, n_tokens, np.concatenate(token_kl))
 
 
-def _compare(teacher_CV: Tensor, student_CV: Tensor) -> Tensor:
+def compare_logits(teacher_CV: Tensor, student_CV: Tensor) -> Tensor:
     """Return KL divergence, equality of the argmax, and 1 - TV of every token: (3, C) fp32."""
     log_p_CV, log_q_CV = (x.float().log_softmax(-1) for x in (teacher_CV, student_CV))
     p_CV, q_CV = log_p_CV.exp(), log_q_CV.exp()

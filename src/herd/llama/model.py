@@ -138,6 +138,12 @@ class LlamaLM(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
+    @classmethod
+    def on_meta(cls, config: ModelConfig) -> LlamaLM:
+        """Return a model whose parameters have shapes and no values, to be given some."""
+        with torch.device("meta"):
+            return cls(config)
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of activations and of the norms, which are never quantized."""

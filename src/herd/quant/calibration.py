@@ -20,6 +20,7 @@ from ..llama import rope
 from ..llama.attention import causal
 from ..llama.config import ModelConfig
 from ..llama.model import DecoderLayer, LlamaLM
+from ..llama.streamed import StreamedModel
 from .formats import BF16, F32
 from .linear import assemble_model
 
@@ -79,23 +80,17 @@ def measure_importance(
     """
     if not batches:
         raise QuantError("importance is measured on calibration text, and there is none")
-    embedding = get("model.embed_tokens.weight")
-    hidden = [embedding[ids.flatten()].float().view(*ids.shape, -1) for ids in batches]
-    del embedding
-    importance: dict[str, Tensor] = {}
-    for layer in range(config.n_layers):
-        block = load_layer(config, get, layer)
-        sums = [_add_squares(block.get_submodule(stage[0])) for stage in STAGES]
-        hidden = [run_layer(config, block, x_BTD) for x_BTD in hidden]
-        for stage, total in zip(STAGES, sums, strict=True):
-            mean_D = total[0] / sum(ids.numel() for ids in batches)
-            importance |= {f"model.layers.{layer}.{module}.weight": mean_D for module in stage}
-        if progress:
-            progress(layer + 1, config.n_layers)
-    x_ND = torch.cat([x_BTD.flatten(0, 1) for x_BTD in hidden])
-    normed_ND = nn.functional.rms_norm(x_ND, (config.dim,), get("model.norm.weight").float(), config.norm_eps)
+    streamed = StreamedModel(LlamaLM.on_meta(config), lambda name: get(name).float())
+    n_tokens = sum(ids_BT.numel() for ids_BT in batches)
+    totals: dict[str, list[Tensor]] = {}
+    for number, layer in enumerate(streamed.model.model.layers):
+        for stage in STAGES:
+            total = _add_squares(layer.get_submodule(stage[0]))
+            totals |= {f"model.layers.{number}.{module}.weight": total for module in stage}
+    states_ND = torch.cat([x_BTD.flatten(0, 1) for x_BTD in streamed.hidden(batches, progress)])
     head = "model.embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"
-    return importance | {head: normed_ND.square().mean(0)}
+    importance = {name: total[0] / n_tokens for name, total in totals.items()}
+    return importance | {head: states_ND.square().mean(0)}
 
 
 def _add_squares(module: nn.Module) -> list[Tensor]:

@@ -169,8 +169,7 @@ def assemble_model(
     Packed weights stay packed, and the others become parameters in ``dtype``. Embedding and head come first:
     while a parameter is made, it is in memory twice, so the largest ones are made while memory is empty.
     """
-    with torch.device("meta"):
-        model = LlamaLM(config)
+    model = LlamaLM.on_meta(config)
     for name, shape in sorted(config.param_shapes(), key=lambda named: named[1][0] != config.vocab_size):
         rows_RB = rows_of(name).to(device)
         if formats[name].packed:

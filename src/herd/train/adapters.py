@@ -51,7 +51,7 @@ class AdapterSection(Section):
         import torch
 
         from ..checkpoint import load_model, load_trainable
-        from ..llama.lora import LAYER_LINEARS, add_lora, scale_of
+        from ..llama.lora import add_lora, scale_of
         from ..llama.new_rows import train_new_rows
         from ..quant.linear import is_quantized, use_exact_products
 
@@ -64,10 +64,8 @@ class AdapterSection(Section):
                 )
             use_exact_products(model)
         else:
-            model = load_trainable(source, torch.float32, device)
-            for name, module in model.named_modules():
-                if name.rpartition(".")[2] in LAYER_LINEARS:
-                    module.to(compute)  # it never changes, and autocast would cast it in every forward
+            # they never change, and autocast would cast them in every forward
+            model = load_trainable(source, torch.float32, device, layers=compute)
         scale = scale_of(self.rank, self.alpha, rslora=self.rslora)
         add_lora(model, self.rank, scale, self.targets, seed=seed, dora=self.dora)
         return train_new_rows(model, self.new_rows) if self.new_rows else model

@@ -21,7 +21,7 @@ from ..checkpoint import (
     load_config,
     load_tokenizer,
     load_trainable,
-    unpacked_weights,
+    weight_reader,
     write_checkpoint,
 )
 from ..checkpoint.adapters import save_adapter
@@ -257,16 +257,16 @@ def spread(
         else:
             model = LlamaLM(config).init_weights(seed, std).to(device, dtype)
         return parallel.distribute(model, ranks, compute)
-    with torch.device("meta"):
-        model = LlamaLM(config).to(dtype)
+    model = LlamaLM.on_meta(config).to(dtype)
     parallel.distribute(model, ranks, compute)
     model.to_empty(device=device)
     if source is None:
         return model.init_weights(seed, std)
     params = dict(model.named_parameters())
     with torch.no_grad():
-        for name, tensor in unpacked_weights(source, dtype):
-            fill_parameter(params[name], tensor)
+        read = weight_reader(source)
+        for name, _ in config.param_shapes():
+            fill_parameter(params[name], read(name, dtype))
     return model
 
 

@@ -24,11 +24,12 @@ from torch import Tensor
 
 from ..checkpoint import (
     Lineage,
+    ModelSource,
     checkpoint_hash,
     load_config,
     load_model,
     load_tokenizer,
-    load_trainable,
+    weight_reader,
     write_checkpoint,
 )
 from ..data.builtin import parallel_lines
@@ -41,7 +42,6 @@ from ..errors import DataError
 from ..evals.bpb import compression
 from ..evals.windows import from_texts
 from ..files import write_atomically, write_json
-from ..llama.model import LlamaLM
 from ..quant.linear import use_exact_products
 from ..text import Tokenizer
 from ..text.extend import ExtendedVocabulary, extend_vocabulary
@@ -181,8 +181,7 @@ def extend_model(
     if done.exists():
         return Fertility(**json.loads(done.read_text(encoding="utf-8")))
     extended, found = _extended(options, train, heldout)
-    model = load_trainable(options.model, torch.float32, "cpu")
-    save_extended(out / "extended", model, extended, options.model)
+    save_extended(out / "extended", extended, options.model)
     write_json(done, vars(found))
     return found
 
@@ -205,21 +204,25 @@ def _extended(
     return extended, Fertility(n_added, before, after)
 
 
-def save_extended(folder: Path, model: LlamaLM, extended: ExtendedVocabulary, base: str) -> None:
-    """Write a model with rows for the new tokens, each the mean of the rows of its old pieces."""
+def save_extended(folder: Path, extended: ExtendedVocabulary, base: str) -> None:
+    """Write the model ``base`` with rows for the new tokens, each the mean of the rows of its old pieces.
+
+    Plain weights keep their dtype, and blocks are unpacked into fp32. One tensor is in memory at a time.
+    """
+    source, read = ModelSource(base), weight_reader(base)
+    dtype = source.stored_dtype
     old = extended.tokenizer.vocab_size - len(extended.pieces)
-    tables = ("model.embed_tokens.weight", "lm_head.weight")
 
     def get(name: str) -> Tensor:
-        weight = model.get_parameter(name).detach()
-        if name not in tables:
-            return weight
-        rows = [weight[torch.tensor(pieces)].mean(0) for pieces in extended.pieces]
-        return torch.cat((weight[:old], torch.stack(rows)))
+        if name not in ("model.embed_tokens.weight", "lm_head.weight"):
+            return read(name, dtype)
+        table_VD = read(name, torch.float32)
+        rows = [table_VD[torch.tensor(pieces)].mean(0) for pieces in extended.pieces]
+        return torch.cat((table_VD[:old], torch.stack(rows))).to(dtype)
 
-    config = model.config.replace(vocab_size=extended.tokenizer.vocab_size)
+    config = source.config.replace(vocab_size=extended.tokenizer.vocab_size)
     lineage = Lineage(name=folder.parent.name, stage="extended", parents={"start": checkpoint_hash(base)})
-    write_checkpoint(folder, config, get, extended.tokenizer, dtype=torch.float32, lineage=lineage)
+    write_checkpoint(folder, config, get, extended.tokenizer, dtype=dtype, lineage=lineage)
 
 
 def _recipe(options: LanguageOptions, added: int) -> str:

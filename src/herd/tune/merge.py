@@ -11,7 +11,9 @@ So the merged file is loaded and compared with base + adapter on held-out exampl
   tuned model as the untuned base is. Below `MIN_SURVIVED` the merge is refused.
 
 The fast kernels for packed weights also round activations. Here they do not, so that only the rounding of the
-weights is measured.
+weights is measured. Models run one layer at a time, so an adapter of 8B is merged in a few GB of memory.
+
+Shapes: N tokens of the examples, D model dim.
 """
 
 from __future__ import annotations
@@ -27,38 +29,39 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from ..checkpoint import ModelSource, checkpoint_hash, load_model, load_trainable, write_checkpoint
+from ..checkpoint import ModelSource, checkpoint_hash, load_trainable, weight_reader, write_checkpoint
 from ..checkpoint.adapter_config import has_model_and_adapter
 from ..checkpoint.adapters import export_gguf_adapter, read_adapter
 from ..checkpoint.gguf_folder import encoded, write_gguf_folder
 from ..checkpoint.lineage import Lineage, load_lineage, update_lineage
 from ..checkpoint.paths import ADAPTER
 from ..checkpoint.verified import hash_file
+from ..data.batch import IGNORE
 from ..data.builtin import read_parallel
-from ..data.packing import DialogStream
 from ..data.tuning import Example, read_tuning
 from ..dtypes import torch_dtype
 from ..errors import CheckpointError, DataError, QuantError
-from ..evals.fidelity import fidelity
-from ..evals.windows import HeldOut, from_texts
+from ..evals.bpb import chunk_tokens
+from ..evals.fidelity import compare_logits
+from ..evals.windows import from_texts
 from ..files import put_in_place
 from ..llama.config import ModelConfig
-from ..llama.lora import lora_layers, merged_parameter, remove_lora
 from ..llama.model import LlamaLM
+from ..llama.streamed import StreamedModel
+from ..quant import blocks
 from ..quant.formats import PLAIN, Q4_K, TYPES, Format, Scheme, find_format, scheme
 from ..quant.gptq import Gptq
-from ..quant.linear import swap_linears, use_exact_products
 from ..text import Rendered, Tokenizer
-from ..train.heldout import heldout_loss
-from ..train.sources.base import padding
 from ..train.sources.tuning import TuningData
+from .method import SMALL
 from .repair import repaired_rows
 
 MIN_SURVIVED = 0.5
 """Smallest fraction of the update that must survive rounding."""
 MAX_TOKENS = 20_000
-"""Most tokens of held-out examples that models are compared on."""
+"""Most tokens of held-out examples that models are compared on: a fifth of it from `SMALL` parameters on."""
 CALIBRATION_TOKENS = 16_384
 """Tokens of the tuning data that GPTQ fits the weights to."""
 REPAIR_TOKENS = 100_000
@@ -94,24 +97,12 @@ class MergeReport:
 
 @dataclass(frozen=True)
 class HeldOutExamples:
-    """The examples that models are compared on. ``rows`` has them as dialogs, if they are, and not text."""
+    """The examples that models are compared on. Those of Herd's own sentences have no answers."""
 
-    documents: list[HeldOut]
-    rows: DialogStream | None
+    examples: list[Rendered]
     name: str
     calibration: list[list[int]]
     """Token ids of up to `REPAIR_TOKENS` tokens of examples that are not held out, for GPTQ and repairs."""
-
-    def loss(self, model: LlamaLM) -> float | None:
-        """Return the loss on the answers, or None if the examples are not dialogs."""
-        if self.rows is None:
-            return None
-        return heldout_loss(model, [self.rows.batch(row, 1) for row in range(self.rows.n_rows)])
-
-    def kl(self, model: LlamaLM, other: LlamaLM) -> float:
-        """Return KL(model || other) in nats per token."""
-        found = fidelity(model, other, self.documents, min(CONTEXT, model.config.max_context))
-        return float(found.kl.sum() / found.n_tokens.sum())
 
 
 def merge_adapter(
@@ -149,28 +140,29 @@ def merge_adapter(
         raise QuantError(f"--to {to}: --gptq and --repair are for packed formats only; leave them out")
     if gptq and repair:
         raise QuantError("--gptq and --repair: give only one of them")
-    held_out = _held_out_examples(source.adapter, tokenizer, examples)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*ignoring adapter_model")  # it is merged here
-        base = load_trainable(source.path, torch.float32, "cpu")
-    tuned = read_adapter(source.adapter).attach(base)
-
-    def merged(name: str) -> Tensor:
-        return merged_parameter(tuned, name)
-
+    held_out = _held_out_examples(source.adapter, source.config, tokenizer, examples)
+    read = weight_reader(source.path)
+    base = StreamedModel(LlamaLM.on_meta(source.config), lambda name: read(name, torch.float32))
+    tuned = StreamedModel(read_adapter(source.adapter).attach(LlamaLM.on_meta(source.config)), base.read)
     staging = out.with_name(f".{out.name}.unproven")
     shutil.rmtree(staging, ignore_errors=True)
     try:
         rows_of: _Rows | None = None
         if repair and isinstance(storage, Scheme):
             with tempfile.TemporaryDirectory(prefix="herd-repair-") as state:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message=".*ignoring adapter_model")  # it is merged here
+                    model = load_trainable(source.path, torch.float32, "cpu")
+                teacher = read_adapter(source.adapter).attach(model)
                 rows_of = repaired_rows(
-                    tuned, storage, held_out.calibration, Path(state), tokens=repair, on_step=on_step
+                    teacher, storage, held_out.calibration, Path(state), tokens=repair, on_step=on_step
                 )
         elif gptq and isinstance(storage, Scheme):
-            rows_of = _fitted_rows(source.config, merged, storage, held_out)
-        _write(staging, source, merged, storage, to, tokenizer, rows_of, {"gptq": gptq, "repair": repair})
-        report = _measured(staging, out, to, tuned, held_out, storage)
+            rows_of = _fitted_rows(source.config, tuned.merged, storage, held_out)
+        _write(
+            staging, source, tuned.merged, storage, to, tokenizer, rows_of, {"gptq": gptq, "repair": repair}
+        )
+        report = _measured(staging, out, to, base, tuned, held_out, storage)
         if report.survived >= least or force:
             lineage = load_lineage(staging if isinstance(storage, torch.dtype) else staging / "model.gguf")
             if lineage is not None:
@@ -190,9 +182,7 @@ def export_adapter(folder: str | Path, out: Path) -> Path:
     assert source.adapter is not None
     adapter = read_adapter(source.adapter)
     adapter.plain_layers("llama.cpp's GGUF adapter")
-    with torch.device("meta"):
-        model = LlamaLM(source.config)
-    export_gguf_adapter(out, adapter.attach(model), source.adapter.parent.name)
+    export_gguf_adapter(out, adapter.attach(LlamaLM.on_meta(source.config)), source.adapter.parent.name)
     return out
 
 
@@ -206,12 +196,15 @@ def _adapter_source(folder: str | Path) -> ModelSource:
     return source
 
 
-def _held_out_examples(adapter: Path, tokenizer: Tokenizer, files: Sequence[str]) -> HeldOutExamples:
+def _held_out_examples(
+    adapter: Path, config: ModelConfig, tokenizer: Tokenizer, files: Sequence[str]
+) -> HeldOutExamples:
     """Return the held-out part of an adapter's tuning data, or the examples in ``files``.
 
     If there are none, warns and returns sentences that come with Herd.
     """
     train, held = _tuning_examples(adapter, tokenizer)
+    limit = MAX_TOKENS if config.n_params < SMALL else MAX_TOKENS // 5
     name = "the held-out examples of the tuning data"
     if files:
         name, held = ", ".join(files), read_tuning(files, tokenizer, CONTEXT).require_examples()
@@ -219,13 +212,10 @@ def _held_out_examples(adapter: Path, tokenizer: Tokenizer, files: Sequence[str]
     if not held:
         note = f"{adapter}: no held-out examples; measured on Herd's own sentences (or give --data FILE)"
         warnings.warn(note, stacklevel=2)
-        documents = from_texts(read_parallel(), tokenizer, max_bytes=MAX_TOKENS)
-        return HeldOutExamples(documents, None, "Herd's sentences", [each.ids for each in calibration])
-    rendered = _first_tokens(held, MAX_TOKENS)
-    context = max(len(each.ids) for each in rendered)
-    rows = DialogStream(rendered, context, 0, pad_id=padding(tokenizer))
-    documents = [HeldOut(each.ids, len(each.ids)) for each in rendered]
-    return HeldOutExamples(documents, rows, name, [each.ids for each in calibration])
+        sentences = from_texts(read_parallel(), tokenizer, max_bytes=limit)
+        examples = [Rendered(list(each.ids), [False] * len(each.ids)) for each in sentences]
+        return HeldOutExamples(examples, "Herd's sentences", [each.ids for each in calibration])
+    return HeldOutExamples(_first_tokens(held, limit), name, [each.ids for each in calibration])
 
 
 def _tuning_examples(adapter: Path, tokenizer: Tokenizer) -> tuple[list[Example], list[Example]]:
@@ -332,53 +322,73 @@ def _measured(
     staging: Path,
     out: Path,
     to: str,
-    tuned: LlamaLM,
+    base: StreamedModel,
+    tuned: StreamedModel,
     held_out: HeldOutExamples,
     storage: torch.dtype | Scheme,
 ) -> MergeReport:
-    """Return the measurements of the file in ``staging``. Removes the adapter of ``tuned``."""
-    final = load_model(staging, dtype=torch.float32)
-    use_exact_products(final)
-    merged_kl, merged_loss, tuned_loss = held_out.kl(tuned, final), held_out.loss(final), held_out.loss(tuned)
-    del final
-    base = _copy_base(tuned)
-    base_loss, update_kl = held_out.loss(base), held_out.kl(tuned, base)
-    untuned = remove_lora(tuned)
-    _round_in_place(base, storage)
-    base_rounding_kl = held_out.kl(untuned, base)
+    """Return the measurements of the file in ``staging``."""
+    config, read = base.model.config, weight_reader(staging)
+    formats = storage.plan(config) if isinstance(storage, Scheme) else {}
+
+    def rounded(name: str) -> Tensor:
+        weight = base.read(name)
+        if isinstance(storage, torch.dtype):
+            return weight.to(storage).float()
+        rows = torch.cat(list(encoded(weight, formats[name], name)))
+        return blocks.decode(rows, formats[name]).view(weight.shape)
+
+    final = StreamedModel(LlamaLM.on_meta(config), lambda name: read(name, torch.float32))
+    rounded_base = StreamedModel(LlamaLM.on_meta(config), rounded)
+    batches = [torch.tensor(example.ids[:-1])[None] for example in held_out.examples]
+    base_ND, tuned_ND, final_ND, rounded_ND = (
+        torch.cat(model.hidden(batches), dim=1)[0] for model in (base, tuned, final, rounded_base)
+    )
+    targets_N = torch.tensor(
+        [
+            token if trained else IGNORE
+            for example in held_out.examples
+            for token, trained in zip(example.ids[1:], example.mask[1:], strict=True)
+        ]
+    )
+    update_kl, merged_kl = _kl(tuned, tuned_ND, base, base_ND), _kl(tuned, tuned_ND, final, final_ND)
     survived = 1.0 if merged_kl == 0 else max(0.0, 1 - merged_kl / update_kl) if update_kl > 0 else 0.0
     return MergeReport(
         folder=str(out),
         to=to,
-        n_tokens=sum(len(document.ids) - 1 for document in held_out.documents),
-        base_loss=base_loss,
-        tuned_loss=tuned_loss,
-        merged_loss=merged_loss,
+        n_tokens=len(targets_N),
+        base_loss=_loss(base, base_ND, targets_N),
+        tuned_loss=_loss(tuned, tuned_ND, targets_N),
+        merged_loss=_loss(final, final_ND, targets_N),
         update_kl=update_kl,
         merged_kl=merged_kl,
-        base_rounding_kl=base_rounding_kl,
+        base_rounding_kl=_kl(base, base_ND, rounded_base, rounded_ND),
         survived=survived,
         written=False,
         examples=held_out.name,
     )
 
 
-def _copy_base(tuned: LlamaLM) -> LlamaLM:
-    """Return a copy of the base of a model with adapters, in fp32."""
-    model = LlamaLM(tuned.config)
-    layers = lora_layers(tuned)
-    with torch.no_grad():
-        for name, _ in tuned.config.param_shapes():
-            module_name = name.rpartition(".")[0]
-            stored = layers[module_name].base if module_name in layers else tuned.get_submodule(module_name)
-            model.get_parameter(name).copy_(getattr(stored, name.rpartition(".")[2]))
-    return model.requires_grad_(False)
+@torch.inference_mode()
+def _kl(model: StreamedModel, states_ND: Tensor, other: StreamedModel, other_ND: Tensor) -> float:
+    """Return KL(model || other) in nats per token, from the states of both after the last norm."""
+    chunks = zip(
+        *(each_ND.split(chunk_tokens(model.model)) for each_ND in (states_ND, other_ND)), strict=True
+    )
+    with model.loaded(["lm_head.weight"]) as p, other.loaded(["lm_head.weight"]) as q:
+        total = sum(float(compare_logits(p.lm_head(x), q.lm_head(y))[0].double().sum()) for x, y in chunks)
+    return total / len(states_ND)
 
 
-def _round_in_place(model: LlamaLM, storage: torch.dtype | Scheme) -> None:
-    if isinstance(storage, torch.dtype):
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(storage).float()
-    else:
-        swap_linears(model, storage)
-        use_exact_products(model)
+@torch.inference_mode()
+def _loss(model: StreamedModel, states_ND: Tensor, targets_N: Tensor) -> float | None:
+    """Return the mean loss on the answers in nats per token, or None if there are none."""
+    answers_N = targets_N != IGNORE
+    if not answers_N.any():
+        return None
+    chunks = (each[answers_N].split(chunk_tokens(model.model)) for each in (states_ND, targets_N))
+    with model.loaded(["lm_head.weight"]) as lm:
+        total = sum(
+            float(cross_entropy(lm.lm_head(x), y, reduction="sum")) for x, y in zip(*chunks, strict=True)
+        )
+    return total / int(answers_N.sum())
