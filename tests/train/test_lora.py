@@ -12,7 +12,7 @@ from herd import checkpoint
 from herd.data.batch import Batch
 from herd.errors import ConfigError, RecipeError
 from herd.llama.config import ModelConfig
-from herd.llama.lora import LoraLinear, add_lora, lora_layers, merged_parameter, remove_lora, scale_of
+from herd.llama.lora import LoraLinear, add_lora, lora_layers, merged_parameter, scale_of
 from herd.llama.model import LlamaLM
 from herd.quant import scheme
 from herd.quant.linear import swap_linears, use_exact_products
@@ -100,11 +100,6 @@ def test_any_integer_is_a_seed():
     assert not torch.equal(first, other)
 
 
-def test_removing_adapters_restores_the_model():
-    model, base = adapted(toy.model()), toy.model()
-    assert toy.bits(remove_lora(model)) == toy.bits(base)
-
-
 def test_the_head_can_be_adapted_too():
     model = toy.model()
     add_lora(model, 2, 1.0, ["lm_head"])
@@ -137,7 +132,7 @@ def test_a_state_has_only_the_adapters_and_a_resumed_run_ends_with_the_same_bits
     result = train(again, toy.Counting(), lm, toy.config(save_every=2), tmp_path / "parts")
     assert result.resumed_from == 2
     assert toy.bits(again) == toy.bits(whole)
-    assert toy.bits(remove_lora(again)) == toy.bits(toy.model())
+    assert toy.base_bits(again) == toy.bits(toy.model())
     state = next((tmp_path / "whole" / "state").glob("step-*"))
     names = json.dumps([path.read_bytes().decode("latin1") for path in state.iterdir()])
     assert "lora_A" in names
@@ -184,7 +179,7 @@ def test_a_recipe_trains_an_adapter_that_loads_with_its_base(base, kind):
         assert (layer.lora_magnitude is not None) == bool(kind)
         if layer.lora_magnitude is not None:
             assert not torch.equal(layer.lora_magnitude, layer.base.weight.norm(dim=1))
-    assert toy.bits(remove_lora(model)) == toy.bits(before)
+    assert toy.base_bits(model) == toy.bits(before)
     assert checkpoint.load_tokenizer(folder) == checkpoint.load_tokenizer(base)
     assert checkpoint.load_lineage(folder).parents == {"start": checkpoint.checkpoint_hash(base)}
 

@@ -63,6 +63,12 @@ def bits(lm: LlamaLM) -> dict[str, bytes]:
     return {name: value.detach().numpy().tobytes() for name, value in lm.named_parameters()}
 
 
+def base_bits(lm: LlamaLM) -> dict[str, bytes]:
+    """The same of a model with adapters, without these."""
+    found = {name.replace(".base.", "."): value for name, value in bits(lm).items()}
+    return {name: value for name, value in found.items() if "lora_" not in name}
+
+
 def timeless(records: list[dict]) -> list[dict]:
     """Records without what the clock wrote."""
     return [{k: v for k, v in record.items() if k not in TIMES} for record in records]

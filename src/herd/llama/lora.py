@@ -151,20 +151,15 @@ def add_lora(
         base = model.get_submodule(name)
         if rank > min(int(base.in_features), int(base.out_features)):  # type: ignore[arg-type]
             raise ConfigError(f"rank={rank} exceeds the size of {name}; choose a smaller one")
-        _replace(model, name, LoraLinear(base, rank, scale, seed * 1_000_003 + number, dora=dora))
+        parent, _, leaf = name.rpartition(".")
+        layer = LoraLinear(base, rank, scale, seed * 1_000_003 + number, dora=dora)
+        setattr(model.get_submodule(parent), leaf, layer)
     return model
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
     """Return the adapted layers of a model by name, in the model's order."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
-
-
-def remove_lora(model: LlamaLM) -> LlamaLM:
-    """Put the frozen layers back in place of the adapted ones, and return the model."""
-    for name, layer in lora_layers(model).items():
-        _replace(model, name, layer.base)
-    return model
 
 
 def merged_parameter(model: LlamaLM, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -181,8 +176,3 @@ def merged_parameter(model: LlamaLM, name: str, dtype: torch.dtype = torch.float
     if leaf == "bias":
         return cast("Tensor", layer.base.bias).detach().to(dtype)
     return layer.merged(dtype).detach()
-
-
-def _replace(model: LlamaLM, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
