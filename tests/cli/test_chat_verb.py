@@ -150,6 +150,12 @@ def test_the_banner_says_how_tokens_are_chosen(run, folders, scripted):
     assert "Tokens are drawn with temperature 0.2, top_p 0.9; --temperature 0" in out
 
 
+def test_the_banner_names_the_context_in_effect(run, folders, scripted):
+    scripted("Hello.", "Hello.")
+    assert "context 512 tokens." in run(folders / "plain", lines=["Hi"])[1]
+    assert "context 64 tokens." in run(folders / "plain", "--context", 64, lines=["Hi"])[1]
+
+
 def test_a_tool_is_run_and_its_result_goes_to_stderr(run, folders, scripted):
     prompts = scripted(CALL, "It is 42.")
     code, out, err = run(folders / "instruct", "-p", "6*7?")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
@@ -138,7 +138,8 @@ def chat_command(
         raise ChatError("--continue is for dialogs; a base model and --complete continue text")
     if question is None:
         chat = TerminalChat(model, ask, session, resume)
-        chat.run(lang, tool_call_format or "json", describe_sampling(sampling))
+        about = [*model.card(engine.context), describe_sampling(sampling)]
+        chat.run(lang, tool_call_format or "json", about)
         return
     if session is not None and not question.strip():
         raise EngineError("the question is empty: ask something (only a text completion may be empty)")
@@ -283,10 +284,10 @@ class TerminalChat:
         self._console = Console(highlight=False, markup=False, emoji=False)
         self._model, self._ask, self._session, self._resumed = model, ask, session, resumed
 
-    def run(self, lang: str, tool_call_format: str, settings: str) -> None:
-        """Introduce the model and the settings, then answer line after line until the user leaves."""
-        for about in (*self._model.card(), settings):
-            self._say(about)
+    def run(self, lang: str, tool_call_format: str, about: Sequence[str]) -> None:
+        """Print the lines ``about`` the model, then answer line after line until the user leaves."""
+        for paragraph in about:
+            self._say(paragraph)
         questions = [] if self._resumed else self._suggest_questions(lang, tool_call_format)
         if self._resumed:
             self._repeat_dialog()

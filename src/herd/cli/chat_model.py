@@ -64,9 +64,12 @@ class ChatModel:
 
         return system_prompt(tool_call_format, TOOL_NAMES)
 
-    def card(self) -> list[str]:
-        """Return a few lines about the model: its size, its training and its limits."""
-        config, stage = self.model.config, f"stage {self.lineage.stage}, " if self.lineage else ""
+    def card(self, context: int) -> list[str]:
+        """Return a few lines about the model: its size, its training and its limits.
+
+        ``context`` is the most tokens of a dialog, which may be fewer than the model allows.
+        """
+        stage = f"stage {self.lineage.stage}, " if self.lineage else ""
         name = self.lineage.name if self.lineage else model_name(self.folder)
         if self.is_base:
             about = (
@@ -83,7 +86,7 @@ class ChatModel:
                 "Its files do not say how the model was trained, so it is used as an instruct model; "
                 "use --complete for a base model."
             )
-        size = f"{_amount(config.n_params)} parameters, {stage}context {config.max_context:,} tokens"
+        size = f"{_amount(self.model.config.n_params)} parameters, {stage}context {context:,} tokens"
         return [f"{name}: {size}.", about, *self._measured()]
 
     def _measured(self) -> list[str]:
