@@ -10,8 +10,8 @@ import time
 import pytest
 
 READ = """
-import sys
-from herd.cli.chat_input import read_question
+import os, sys
+from herd.cli.chat_input import marked_pastes, read_question
 while True:
     try:
         print("\\nREAD", ascii(read_question("> ")), flush=True)
@@ -19,6 +19,8 @@ while True:
         break
     except KeyboardInterrupt:
         print("\\nREAD interrupted", flush=True)
+    with marked_pastes():
+        os.read(int(sys.argv[1]), 1)  # as long as an answer takes
 """
 LINES = [f"{number}:\tthe quick brown fox" for number in range(1, 121)]
 PASTED = "\n".join(LINES)
@@ -27,14 +29,20 @@ BEGIN, END, UP, CTRL_C, CTRL_D = "\x1b[200~", "\x1b[201~", "\x1b[A", "\x03", "\x
 
 @pytest.fixture
 def terminal():
-    """Runs the prompt in a terminal and returns a function: keys -> the question that was read."""
+    """Runs the prompt in a terminal and returns a function: keys -> the question that was read.
+
+    ``meanwhile`` are keys that are pressed before the next prompt.
+    """
     controller, side = pty.openpty()
+    answering, answered = os.pipe()
     child = subprocess.Popen(
-        [sys.executable, "-c", READ], stdin=side, stdout=side, stderr=side, start_new_session=True,
+        [sys.executable, "-c", READ, str(answering)], stdin=side, stdout=side, stderr=side,
+        start_new_session=True, pass_fds=[answering],
         preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
         env=os.environ | {"TERM": "xterm", "INPUTRC": "/dev/null", "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     os.close(side)
+    os.close(answering)
     shown = b""
 
     def until(mark: bytes) -> bytes:
@@ -46,15 +54,23 @@ def terminal():
         before, _, shown = shown.partition(mark)
         return before
 
-    def ask(keys: str) -> str:
+    def ask(keys: str, meanwhile: str = "") -> str:
         until(b"> ")
         time.sleep(0.3)  # readline shows the prompt before it waits for keys, and a signal in between is lost
         os.write(controller, keys.encode())
         until(b"\nREAD ")
-        return until(b"\r\n").decode().strip()
+        question = until(b"\r\n").decode().strip()
+        if meanwhile:
+            until(b"\x1b[?2004h")  # the terminal is told to mark what is pasted
+            os.write(controller, meanwhile.encode())
+            for _ in meanwhile.splitlines():
+                until(b"\r\n")  # their echo: they have arrived
+        os.write(answered, b".")
+        return question
 
     yield ask
     os.close(controller)
+    os.close(answered)
     child.kill()
     child.wait()
 
@@ -76,3 +92,14 @@ def test_a_paste_that_the_terminal_does_not_mark_is_one_question_too(terminal, e
 def test_ctrl_c_drops_what_was_typed_or_pasted(terminal):
     assert terminal("abc" + CTRL_C) == "interrupted"
     assert terminal("é 👩‍👧 שלום\r") == ascii("é 👩‍👧 שלום")
+
+
+def test_lines_typed_during_an_answer_are_questions_of_their_own(terminal):
+    assert terminal("first\r", meanwhile="second\rthird\r/quit\r") == ascii("first")
+    assert [terminal("") for _ in range(3)] == [ascii("second"), ascii("third"), ascii("/quit")]
+    assert terminal(PASTED.replace("\n", "\r") + "\r") == ascii(PASTED)
+
+
+def test_a_text_pasted_during_an_answer_is_one_question(terminal):
+    assert terminal("first\r", meanwhile=f"{BEGIN}a\n\tb{END}\rtyped\r") == ascii("first")
+    assert [terminal("") for _ in range(2)] == [ascii("a\n\tb"), ascii("typed")]

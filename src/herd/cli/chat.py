@@ -24,7 +24,7 @@ from ..text import ToolCall
 from ..text.messages import CODE_INTERPRETER
 from ..text.visible import visible
 from ..tools import CUSTOM_TOOLS, ToolResult, execute_call
-from .chat_input import read_question
+from .chat_input import marked_pastes, read_question
 from .chat_store import load_dialog, save_dialog
 from .common import MODEL, Device, Dtype, Json, Kv, Pre, Threads, print_json
 
@@ -357,7 +357,7 @@ class TerminalChat:
             write(text, style)
             line_open = False
 
-        with contextlib.closing(self._ask(question)) as events:
+        with marked_pastes(), contextlib.closing(self._ask(question)) as events:
             try:
                 for event in events:
                     if isinstance(event, Text):
