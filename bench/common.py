@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from herd import machine
 from herd.report import Value, write_receipt
 from herd.report.receipt import read_receipt
 
@@ -27,6 +28,7 @@ COMMITTED, UNCOMMITTED = ROOT / "bench" / "receipts", ROOT / "runs" / "receipts"
 
 def bench_parser(doc: str | None) -> argparse.ArgumentParser:
     """Return a parser whose help is the script's docstring and which knows ``--commit``."""
+    machine.keep_freed_memory()  # as the command line does
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_commit(parser)
     return parser
@@ -38,12 +40,10 @@ def run_row(
     """Run the row of a bench that the command line names. ``limit`` is the help of ``--limit``."""
     import torch
 
-    from herd.machine import cores
-
     parser = bench_parser(doc)
     parser.add_argument("row", choices=rows)
     parser.add_argument("--limit", type=int, help=limit)
-    parser.add_argument("--threads", type=int, default=cores())
+    parser.add_argument("--threads", type=int, default=machine.cores())
     parser.add_argument("--work", type=Path, default=work)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -164,9 +164,9 @@ def _with(profile: Callable[[], Any]) -> Any:
 def train(name: str) -> Record:
     import torch
 
+    from herd import machine
     from herd.data.batch import Batch
     from herd.kernels import build
-    from herd.kernels.memory import keep_freed_memory
     from herd.life.plan import toy_config
     from herd.llama.config import ModelConfig
     from herd.llama.model import LlamaLM
@@ -178,7 +178,7 @@ def train(name: str) -> Record:
     from herd.train.recipe import parse_recipe
 
     build.ready()
-    keep_freed_memory()
+    machine.keep_freed_memory()
     dim, n_layers, rows, context, dtype, activation_checkpointing = TRAIN[name]
     config = toy_config(dim, n_layers, 4096).replace(max_context=context)
     steps = 6

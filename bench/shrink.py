@@ -49,7 +49,6 @@ from herd.distill.arms import Arm
 from herd.distill.measure import Quality, difference
 from herd.distill.shrink import Shrinker, rank_correlation
 from herd.evals.rival import find_python
-from herd.kernels.memory import keep_freed_memory
 from herd.machine import cores, peak_memory, reset_peak_memory
 from herd.report.receipt import Value, package_version
 from shrink_student import chat_row, copy_row, draft_row, dryrun_row, qad_row
@@ -96,7 +95,6 @@ def main() -> None:
     if args.limit and args.commit:
         sys.exit("--commit needs the full row: leave out --limit")
     torch.set_num_threads(args.threads)
-    keep_freed_memory()
     args.work.mkdir(parents=True, exist_ok=True)
     rows[args.row](args)
 

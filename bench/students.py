@@ -29,7 +29,6 @@ from herd.evals.bootstrap import paired_difference
 from herd.evals.bpb import compression
 from herd.evals.windows import HeldOut
 from herd.files import write_json
-from herd.kernels.memory import keep_freed_memory
 from herd.life.data import RunData
 from herd.life.measure import heldout
 from herd.life.recipes import STUDENT_SEED
@@ -72,7 +71,6 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
-    keep_freed_memory()
     plan = RaiseRun.saved_plan(options.run)
     teacher, target = (load_model(options.run / name).config for name in ("instruct", "student"))
     context = plan.stage("student").phases[-1].context

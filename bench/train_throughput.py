@@ -81,14 +81,14 @@ def transformers_step(words: list[str]):
 def herd_step(words: list[str]):
     import torch
 
+    from herd import machine
     from herd.kernels import build
     from herd.kernels.loss import linear_cross_entropy
-    from herd.kernels.memory import keep_freed_memory
     from herd.llama.config import ModelConfig
     from herd.llama.model import LlamaLM
     from herd.train import AdamW
 
-    keep_freed_memory()
+    machine.keep_freed_memory()
     build.ready()
     model = LlamaLM(ModelConfig(**SHAPE)).init_weights(SEED)
     optimizer = AdamW(lr=3e-4, weight_decay=0.1).build(model)

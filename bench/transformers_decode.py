@@ -19,7 +19,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from common import bench_parser, save_receipt
 from herd.checkpoint import config_to_hf
 from herd.evals.speed import Runner, Work, alternate, paired
-from herd.kernels.memory import keep_freed_memory
 from herd.llama.config import SIZES
 from herd.quant import scheme
 from herd.quant.random import random_quantized
@@ -58,7 +57,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", default="1B", choices=list(SIZES))
     args = parser.parse_args()
-    keep_freed_memory()
     generate = rival(args.size)
     values: dict[str, Value] = {}
     for quant in ("q4", "q8"):

@@ -83,14 +83,14 @@ def peft_step(words: list[str]) -> Callable[[], float]:
 
 
 def herd_step(words: list[str]) -> Callable[[], float]:
+    from herd import machine
     from herd.data.batch import Batch
     from herd.kernels import build
-    from herd.kernels.memory import keep_freed_memory
     from herd.train import lm
     from herd.train.adapters import AdapterSection
     from herd.train.objectives import batch_loss
 
-    keep_freed_memory()
+    machine.keep_freed_memory()
     build.ready()
     dtype = torch.bfloat16 if "bf16" in words else torch.float32
     section = AdapterSection(rank=RANK, alpha=ALPHA)

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from herd.kernels import build
-from herd.kernels.memory import keep_freed_memory
 
 load = build._load.__wrapped__  # without its memory of the first answer
 
@@ -69,10 +68,6 @@ def test_those_that_come_together_build_once(monkeypatch, tmp_path):
     with ThreadPoolExecutor() as pool:
         paths = [pool.submit(build.library).result for _ in range(4)]
         assert len({path() for path in paths}) == len(built) == 1
-
-
-def test_keeping_freed_memory_says_whether_it_could():
-    assert keep_freed_memory() in (True, False)
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             output.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
     warnings.showwarning = _print_warning
     machine.limit_spinning()
+    machine.keep_freed_memory()
     if (cores := machine.cores()) < (os.cpu_count() or 1):  # a container's quota, which torch does not see
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     sys.exit(run([_utf8(word) for word in (sys.argv[1:] if argv is None else argv)]))

@@ -32,7 +32,6 @@ def raise_command(
     from rich.console import Console
 
     from ..errors import RecipeError
-    from ..kernels.memory import keep_freed_memory
     from ..life import raise_herd
     from ..life.plan import Mode
     from ..life.show import Show
@@ -44,7 +43,6 @@ def raise_command(
         raise RecipeError(
             f"--name {name!r} must be letters, digits, '_', '.' and '-'; give its parent folder with --runs"
         )
-    keep_freed_memory()
     console = Console(stderr=json_)
     folder = runs / name
     mode: Mode | None = "full" if full else "quick" if quick else None

@@ -17,11 +17,9 @@ if TYPE_CHECKING:
 
 def rehearse_recipe(path: Path, recipe: Any, machine: str | None, script: Path | None, as_json: bool) -> None:
     """Rehearse the recipe, print the prediction, and write the Slurm script if a path is given."""
-    from ..kernels.memory import keep_freed_memory
     from ..plan import rehearse
     from ..plan.machines import find_machine
 
-    keep_freed_memory()  # as training does
     if script is not None and machine is None:
         raise PlanError("--script needs to know the machine: give --machine, e.g. 64xH100")
     target = None if machine is None else find_machine(machine)

@@ -248,17 +248,13 @@ def _folder(settings: ShrinkSettings, out: Path | None) -> Path:
 def _workshop(settings: ShrinkSettings, out: Path | None) -> Workshop:
     from ..distill.arms import Workshop
     from ..distill.cells import Cells
-    from ..kernels.memory import keep_freed_memory
 
-    keep_freed_memory()
     return Workshop(Cells(_folder(settings, out), settings, _say))
 
 
 def _shrinker(settings: ShrinkSettings, out: Path | None) -> Shrinker:
     from ..distill.shrink import Shrinker
-    from ..kernels.memory import keep_freed_memory
 
-    keep_freed_memory()
     target = None
     if settings.to is not None and settings.to.startswith("speed"):
         from .plan_options import measured_target

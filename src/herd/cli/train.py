@@ -40,11 +40,9 @@ def train_command(
 
         rehearse_recipe(recipe, read, machine, script, as_json)
         return
-    from ..kernels.memory import keep_freed_memory
     from ..train import parallel
     from ..train.run import run_recipe
 
-    keep_freed_memory()
     first = os.environ.get("RANK", "0") == "0"
     with step_progress(read.name, read.train.steps, show=first) as on_step:
         folder, result = run_recipe(read, on_step=on_step)

@@ -70,7 +70,6 @@ def tune_command(
     Ctrl-C saves the state of the run, and the same command resumes it.
     """
     from ..checkpoint.sources import model_name, resolve_model
-    from ..kernels.memory import keep_freed_memory
     from ..train.recipe import read_recipe
     from ..tune.options import TuneOptions
     from ..tune.preflight import preflight, screen
@@ -87,7 +86,6 @@ def tune_command(
         heldout=heldout, replay=tuple(replay or ()), replay_share=replay_share, beta=beta,
         tasks=tuple(tasks.split(",")) if tasks else (), other=tuple(other or ()), seed=seed,
     )  # fmt: skip
-    keep_freed_memory()
     source = data_source(benchmarks)
     run = open_run(options)
     found = None
@@ -251,7 +249,6 @@ def language_command(
 
     Ctrl-C saves the state of the run, and the same command resumes it.
     """
-    from ..kernels.memory import keep_freed_memory
     from ..tune.language import LanguageOptions, measure_fertility, steps_of, teach_language
     from ..tune.run import table
 
@@ -267,7 +264,6 @@ def language_command(
         else:
             print(f"{language}: {fertility}")
         return
-    keep_freed_memory()
     with step_progress(language, steps_of(options), show=True) as on_step:
         say = (lambda line: None) if as_json else print
         found = teach_language(options, on_step=on_step, say=say)

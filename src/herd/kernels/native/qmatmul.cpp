@@ -12,6 +12,7 @@
 #include <memory>
 
 #include "operators.h"
+#include "vectors.h"
 
 namespace herd {
 namespace {
@@ -20,7 +21,8 @@ using namespace quantized;
 
 constexpr int64_t DIRECT_GROUPS = 4;  // up to this many groups of tokens, codes are taken directly from the blocks
 constexpr int64_t FEW = 2;            // up to this many tokens, tiles are taken one at a time
-constexpr int64_t GROUPS = 16;        // groups of tokens of a unit of work
+constexpr int64_t GROUPS = 16, MOST_GROUPS = 96;  // fewest and most groups of tokens of a unit of work
+constexpr int64_t UNITS = 8;          // units of work for each thread: fewer would leave threads idle at the end
 constexpr int64_t TILES = 4;          // tiles of a unit of work with unpacked codes
 constexpr int64_t STRETCH = 16;       // tiles of a unit of work otherwise: every break costs reading time
 constexpr int64_t PIECE = 16;         // most blocks of a panel: two panels of 10 KiB stay in L1
@@ -139,28 +141,31 @@ struct Groups {
 // One token's block: codes, scale, sums. A block with a value that is not finite gets a scale that is not
 // finite.
 template <class T>
-void round_block(const T* x, int8_t* codes, float& scale, float& minus, int32_t& minus_int, int32_t& minus_second) {
-  float wide[BLOCK];
-  uint32_t bits[BLOCK], largest = 0;
-#pragma omp simd
-  for (int i = 0; i < BLOCK; i++) wide[i] = get(x[i]);
-  std::memcpy(bits, wide, sizeof bits);
-#pragma omp simd reduction(max : largest)  // of bits, in the order of the values; NaN is largest
-  for (int i = 0; i < BLOCK; i++) largest = std::max(largest, bits[i] & 0x7fffffff);
+inline void round_block(const T* x, int8_t* codes, float& scale, float& minus, int32_t& minus_first, int32_t& minus_second) {
+  constexpr int N = BLOCK / LANES;
+  vec wide[N];
+  ivec most{};  // of the bits, which are in the order of the values; NaN is largest
+  for (int n = 0; n < N; n++) {
+    wide[n] = load(x + n * LANES);
+    const ivec bits = (ivec)wide[n] & 0x7fffffff;
+    most = bits > most ? bits : most;
+  }
+  const int32_t largest = highest(most);
   float top;
   std::memcpy(&top, &largest, 4);
   float inverse = 127.0f / top;
   scale = top / 127.0f;
-  if (largest >= 0x7f800000) scale = NAN, inverse = 0;
+  const bool finite = largest < 0x7f800000;
+  if (!finite) scale = NAN;
   else if (std::isinf(inverse)) scale = inverse = 0;
-  int32_t first = 0, second = 0, whole[BLOCK];
-#pragma omp simd
-  for (int i = 0; i < BLOCK; i++) whole[i] = largest >= 0x7f800000 ? 0 : int32_t(std::nearbyint(wide[i] * inverse));
-#pragma omp simd
-  for (int i = 0; i < BLOCK; i++) codes[i] = int8_t(whole[i]);
-#pragma omp simd reduction(+ : first, second)
-  for (int i = 0; i < BLOCK / 2; i++) first += whole[i], second += whole[i + BLOCK / 2];
-  minus = float(-first - second), minus_int = -first - second, minus_second = -second;
+  ivec sums[2]{};  // of both halves of the block
+  for (int n = 0; n < N; n++) {
+    const ivec whole = finite ? nearest(wide[n] * inverse) : ivec{};
+    sums[2 * n / N] += whole;
+    narrow(whole, codes + n * LANES);
+  }
+  const int32_t first = total(sums[0]), second = total(sums[1]);
+  minus = float(-first - second), minus_first = -first, minus_second = -second;
 }
 
 void round_tokens(const Tensor& x_ND, const Groups& groups, uint8_t* out) {
@@ -214,13 +219,6 @@ struct Weights {
   int64_t offset(int64_t block) const { return block / layout().blocks * layout().bytes * ROWS; }  // in each tile
 };
 
-template <class T>
-void store(const float* sums, int64_t n_tokens, int64_t n_rows, T* y, int64_t stride) {
-  for (int64_t i = 0; i < n_tokens; i++)
-#pragma omp simd
-    for (int64_t r = 0; r < n_rows; r++) put(y[i * stride + r], sums[i * ROWS + r]);
-}
-
 // Some tiles times some groups of tokens. y points to the results of the first token.
 template <class T>
 void multiply_unit(const Path& path, const Weights& weights, int64_t first_tile, int64_t end_tile, const Groups& groups,
@@ -251,9 +249,21 @@ void multiply_unit(const Path& path, const Weights& weights, int64_t first_tile,
       }
     }
   }
-  for (int64_t tile = first_tile; tile < end_tile; tile++)
-    store(sums.data() + (tile - first_tile) * stride, n_tokens, std::min<int64_t>(ROWS, weights.rows - tile * ROWS),
-          y + start * weights.rows + tile * ROWS, weights.rows);
+  // A token's results are far from the next one's, in another page of memory: all are written at once, and asked for
+  // in time.
+  constexpr int64_t AHEAD = 16, LINE = 64 / sizeof(T);
+  const int64_t row = first_tile * ROWS, n_rows = std::min(end_tile * ROWS, weights.rows) - row;
+  T* to = y + start * weights.rows + row;
+  for (int64_t i = 0; i < n_tokens; i++, to += weights.rows) {
+    for (int64_t r = 0; r < n_rows; r += LINE) __builtin_prefetch(to + AHEAD * weights.rows + r, 1);
+    for (int64_t r = 0; r < n_rows; r += ROWS) {
+      const float* from = sums.data() + r / ROWS * stride + i * ROWS;
+      if (n_rows - r >= ROWS)
+        for (int k = 0; k < ROWS; k += LANES) store(to + r + k, *(const vec*)(from + k));
+      else
+        for (int64_t k = 0; k < n_rows - r; k++) put(to[r + k], from[k]);
+    }
+  }
 }
 
 }  // namespace
@@ -265,18 +275,23 @@ std::vector<Tensor> qmatmul(Tensor x_ND, std::vector<Tensor> matrices, std::vect
   require(x_ND.is_contiguous(), "activations must be contiguous");
   require(matrices.size() == codes.size(), "every matrix has a format");
   const Groups groups(std::max<int64_t>(N, 1), path.group);
-  const int64_t token_units = (groups.count + GROUPS - 1) / GROUPS;
   const int64_t tiles = groups.direct() ? 1 : TILES, most = groups.direct() ? STRETCH : 1;
   const auto n_units = [&](const Weights& w) { return (w.n_tiles() + tiles - 1) / tiles; };
   std::vector<Weights> weights;
   std::vector<Tensor> out;
-  std::vector<int64_t> units{0};  // of all matrices before
+  int64_t row_units = 0;
   for (size_t i = 0; i < matrices.size(); i++) {
     weights.emplace_back(matrices[i], codes[i]);
     require(D == weights[i].blocks * BLOCK, "activations are not as long as the weights' rows");
     out.push_back(fresh({N, weights[i].rows}, x_ND.scalar_type()));
-    units.push_back(units[i] + token_units * n_units(weights[i]));
+    row_units += n_units(weights[i]);
   }
+  // Codes are unpacked once for all tokens of a unit, which are therefore as many as leave work for all threads.
+  const auto parts = [&](int64_t groups_each) { return (groups.count + groups_each - 1) / groups_each; };
+  const int64_t wanted = UNITS * torch::stable::get_num_threads() / std::max<int64_t>(row_units, 1);
+  const int64_t token_units = std::clamp(wanted, parts(MOST_GROUPS), parts(GROUPS));
+  std::vector<int64_t> units{0};  // of all matrices before
+  for (const Weights& w : weights) units.push_back(units.back() + token_units * n_units(w));
   if (N == 0) return out;
   std::unique_ptr<uint8_t[]> tokens(new uint8_t[N * (D / BLOCK) * TOKEN_BYTES]);
   round_tokens(x_ND, groups, tokens.get());
@@ -309,9 +324,9 @@ Tensor qmatmul_twice(Tensor x_ND, Tensor tiles_RB, int64_t code, int64_t path) {
       for (int64_t at = begin * D; at < end * D; at += BLOCK) {
         int8_t codes[BLOCK];
         float scale, minus;
-        int32_t minus_int, minus_second;
+        int32_t minus_first, minus_second;
         for (int i = 0; i < BLOCK; i++) first[at + i] = get(x[at + i]);
-        round_block(first + at, codes, scale, minus, minus_int, minus_second);
+        round_block(first + at, codes, scale, minus, minus_first, minus_second);
         for (int i = 0; i < BLOCK; i++) rest[at + i] = first[at + i] - float(codes[i]) * scale;
       }
     });

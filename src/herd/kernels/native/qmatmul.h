@@ -11,8 +11,8 @@
 //
 // Activations. Each 32 values of a token become int8 codes with one fp32 scale. Tokens are divided into
 // groups, as large as there are registers for sums, and a group is stored block by block: m x 32 codes, m
-// scales, and three negated sums of the codes, which correct for the weights' codes being unsigned (fp32,
-// int32, int32 of the second half).
+// scales, and negated sums of the codes, which correct for the weights' codes being unsigned (of all in fp32, and of
+// each half in int32).
 //
 // Sums. A row's result is the fp32 sum over blocks in ascending order, where each block's part is an exact
 // integer times scales. It does not depend on the number of tokens, on the threads, or on whether the

@@ -290,18 +290,16 @@ template <class Isa, class Weights, int M, int TILES>
 inline __attribute__((always_inline)) void add_group(const Weights* weights, const Scales<Isa, Weights>* scales,
                                                      int64_t n, int k, const uint8_t* t, Floats<Isa> (*f)[M]) {
   const float *token_scales = (const float*)(t + M * BLOCK), *minus = token_scales + M;
-  const int32_t *minus_int = (const int32_t*)(minus + M), *minus_second = minus_int + M;
+  const int32_t *minus_first = (const int32_t*)(minus + M), *minus_second = minus_first + M;
 #pragma GCC unroll 2
   for (int part = 0; part < Weights::PARTS; part++) {
     Ints<Isa> a[TILES][M];
 #pragma GCC unroll 16
     for (int i = 0; i < M; i++) {
       Ints<Isa> start{};
-      if constexpr (!Weights::LOW && Weights::PARTS == 1) {
-        start = Isa::all(minus_int[i]) << Weights::START;
-      } else if constexpr (!Weights::LOW) {
-        start = part ? Isa::all(minus_second[i]) : Isa::all(minus_int[i]) - Isa::all(minus_second[i]);
-        start <<= Weights::START;
+      if constexpr (!Weights::LOW) {
+        const int32_t all = Weights::PARTS == 1 ? minus_first[i] + minus_second[i] : part ? minus_second[i] : minus_first[i];
+        start = Isa::all(all << Weights::START);
       }
 #pragma GCC unroll 2
       for (int tile = 0; tile < TILES; tile++) a[tile][i] = start;
@@ -349,8 +347,8 @@ inline __attribute__((always_inline)) void add_group(const Weights* weights, con
         if constexpr (Weights::LOW && Weights::PARTS == 1) {
           sum = Isa::fma(scales[tile].lows[g][0], Isa::all(minus[i]), sum);
         } else if constexpr (Weights::LOW) {
-          const int32_t of_part = part ? minus_second[i] : minus_int[i] - minus_second[i];
-          sum = Isa::fma(scales[tile].lows[g][part], Isa::all(float(of_part)), sum);
+          const Ints<Isa> of_part = Isa::all(part ? minus_second[i] : minus_first[i]);
+          sum = Isa::fma(scales[tile].lows[g][part], __builtin_convertvector(of_part, Floats<Isa>), sum);
         }
         f[tile][i] = Isa::fma(sum, Isa::all(token_scales[i]), f[tile][i]);
       }

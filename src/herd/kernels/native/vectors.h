@@ -4,6 +4,8 @@
 
 #include "common.h"
 
+#include <algorithm>
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -27,6 +29,58 @@ inline vec load16(const bf16* p) {
 #else
   return as_float(__builtin_convertvector(*(const halves*)p, ivec) << 16);
 #endif
+}
+
+inline vec load(const bf16* p) { return load16(p); }
+inline vec load(const float* p) { return *(const vec*)p; }
+
+inline void store(float* to, vec x) { *(vec*)to = x; }
+inline void store(bf16* to, vec x) {
+  alignas(64) float lanes[LANES];
+  *(vec*)lanes = x;
+#pragma omp simd
+  for (int i = 0; i < LANES; i++) put(to[i], lanes[i]);
+}
+
+// Rounds to whole numbers, to even ones from half way.
+inline ivec nearest(vec x) {
+#if defined(__AVX512F__)
+  return (ivec)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+  return (ivec)_mm256_cvtps_epi32((__m256)x);
+#else
+  ivec whole;
+  for (int i = 0; i < LANES; i++) whole[i] = int32_t(std::nearbyint(x[i]));
+  return whole;
+#endif
+}
+
+// Converts numbers to bytes that can contain them.
+inline void narrow(ivec x, int8_t* to) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)x));
+#elif defined(__AVX2__)
+  const __m256i pairs = _mm256_packs_epi32((__m256i)x, (__m256i)x), bytes = _mm256_packs_epi16(pairs, pairs);
+  _mm_storel_epi64((__m128i*)to, _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+#else
+  for (int i = 0; i < LANES; i++) to[i] = int8_t(x[i]);
+#endif
+}
+
+inline int32_t highest(ivec x) {
+  alignas(64) int32_t lanes[LANES], out = INT32_MIN;
+  *(ivec*)lanes = x;
+#pragma omp simd reduction(max : out)
+  for (int i = 0; i < LANES; i++) out = std::max(out, lanes[i]);
+  return out;
+}
+
+inline int32_t total(ivec x) {
+  alignas(64) int32_t lanes[LANES], out = 0;
+  *(ivec*)lanes = x;
+#pragma omp simd reduction(+ : out)
+  for (int i = 0; i < LANES; i++) out += lanes[i];
+  return out;
 }
 
 // Converts bytes to signed 16-bit numbers.
