@@ -1,6 +1,7 @@
 """`herd chat`: one answer for pipes, a dialog in a terminal, one error line for bad input."""
 
 import io
+import itertools
 import json
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 import herd.cli as cli
 from herd.checkpoint import Lineage, save_model
+from herd.cli.chat_progress import _Line
 from herd.data.dialogs import make_dialogs, showcase_dialogs
 from herd.data.prompts import system_prompt
 from herd.engine import Completion, Delta, Engine
@@ -154,6 +156,48 @@ def test_the_banner_names_the_context_in_effect(run, folders, scripted):
     scripted("Hello.", "Hello.")
     assert "context 512 tokens." in run(folders / "plain", lines=["Hi"])[1]
     assert "context 64 tokens." in run(folders / "plain", "--context", 64, lines=["Hi"])[1]
+
+
+@pytest.fixture
+def outputs(monkeypatch):
+    """Makes the outputs terminals, and every look at the clock of the progress take ``seconds``."""
+
+    def install(seconds, is_terminal=True):
+        times = itertools.count(0, seconds)
+        monkeypatch.setattr("herd.cli.chat_progress.monotonic", lambda: next(times))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    return install
+
+
+def test_a_line_shows_how_much_of_a_long_prompt_is_read_until_the_answer_begins(
+    run, folders, tokenizer, outputs
+):
+    ask = [folders / "teacher", "-p", "one two three", "--temperature", 0, "--max-tokens", 1, "--json"]
+    outputs(0.1)
+    _, answer, err = run(*ask)
+    assert err == ""
+    outputs(0.6)
+    n_tokens = len(tokenizer.encode("one two three", bos=True))
+    line = f"reading the prompt: {100 * (n_tokens // 2) // n_tokens} % of {n_tokens} tokens"
+    assert run(*ask)[1:] == (answer, f"{line}\r{' ' * len(line)}\r")  # after the first of two layers
+    outputs(0.6, is_terminal=False)
+    assert run(*ask)[1:] == (answer, "")
+
+
+def test_ctrl_c_erases_the_progress_of_a_prompt(run, folders, outputs, monkeypatch):
+    def stop(self, n_read, n_tokens):
+        update(self, n_read, n_tokens)
+        if n_read:
+            raise KeyboardInterrupt
+
+    update = _Line.update
+    monkeypatch.setattr(_Line, "update", stop)
+    outputs(0.6)
+    code, _, err = run(folders / "teacher", "-p", "one two three")
+    line, blank, rest = err.split("\r")
+    assert (code, blank, rest) == (130, " " * len(line), "\nstopped\n")
 
 
 def test_a_tool_is_run_and_its_result_goes_to_stderr(run, folders, scripted):

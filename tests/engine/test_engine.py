@@ -109,6 +109,18 @@ def test_answers_end_at_max_tokens_and_at_the_end_of_the_context(model, tokenize
     assert run(10, 4).prompt_tokens == 10
 
 
+def test_it_tells_how_much_of_a_prompt_is_computed(model, monkeypatch):
+    monkeypatch.setattr("herd.engine.engine.PREFILL_TOKENS", 120)
+    engine, told = Engine(model, None), []
+    engine.on_prompt = lambda n, of: told.append((n, of))
+    engine.run([Request(list(range(200)), Sampling(max_tokens=5))])
+    first = [(n, 200) for n in (0, 40, 80, 120)]  # three layers
+    assert told == first + [(n, 200) for n in (120, 146, 173, 200)]
+    told.clear()
+    engine.run([Request([*range(192), 5, 6, 7], Sampling(max_tokens=5))])  # three pages are in the cache
+    assert told == [(n, 3) for n in range(4)]
+
+
 def test_cancelling_makes_room_for_the_next_request(model, tokenizer):
     engine = Engine(model, tokenizer, max_batch=2)
     rs = [Request([i, 3], Sampling(max_tokens=40)) for i in range(4)]

@@ -43,6 +43,22 @@ def test_layers_in_one_operator_gives_the_same_bits_as_the_model(make_model, qua
         assert torch.equal(fused, own)
 
 
+@needs_native
+def test_progress_is_told_layer_by_layer_in_steps_that_take_long(make_model):
+    plain, other = (
+        make_model(3, dim=256, n_heads=8, n_kv_heads=2, head_dim=32, ffn_dim=512) for _ in range(2)
+    )
+    for model, short in ((plain, [0, 1, 2]), (swap_linears(other, scheme("q4")), [0])):
+        cache, told = PagedCache(model.config, "bf16", 1 << 24), []
+        row = cache.open()
+        for n, expected in ((70, [0, 1, 2]), (1, short)):
+            cache.grow(row, row.length + n)
+            told.clear()
+            with torch.inference_mode():
+                ModelRunner(model, cache)([(row, n)], [7] * n, on_layer=told.append)
+            assert told == expected
+
+
 def test_a_model_with_a_plain_matrix_runs_its_own_forward(make_model):
     model = make_model(3)
     assert fused_layers(model) is None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..text.messages import CODE_INTERPRETER
 from ..text.visible import visible
 from ..tools import CUSTOM_TOOLS, ToolResult, execute_call
 from .chat_input import marked_pastes, read_question
+from .chat_progress import with_progress
 from .chat_store import load_dialog, save_dialog
 from .common import MODEL, Device, Dtype, Json, Kv, Pre, Threads, print_json
 
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
     from ..engine.engine import Engine
     from ..engine.request import Sampling
     from .chat_model import ChatModel
-
-    Ask = Callable[[str], Generator[ChatEvent, None, None]]
+    from .chat_progress import Ask
 
 HELP = "/reset forgets the dialog, /quit (or Ctrl-D) leaves, Ctrl-C stops an answer."
 ENDINGS = {
@@ -136,6 +136,7 @@ def chat_command(
         ask = session.ask
     if resume and session is None:
         raise ChatError("--continue is for dialogs; a base model and --complete continue text")
+    ask = with_progress(engine, ask)
     if question is None:
         chat = TerminalChat(model, ask, session, resume)
         about = [*model.card(engine.context), describe_sampling(sampling)]

@@ -107,6 +107,8 @@ class Engine:
         """Bounds the pieces of prompts by time, instead of `MIXED_TOKENS` and `PREFILL_TOKENS`."""
         self.saved_pages: SavedPages | None = None
         """Keeps the pages of prompts across restarts."""
+        self.on_prompt: abc.Callable[[int, int], None] | None = None
+        """Called layer by layer with the tokens of prompts computed so far, and those to compute in all."""
         self.n_steps = self.n_decoded = self.n_prefilled = 0
         """Number of forwards, of tokens added to answers, and of tokens computed before them."""
         self._timers = StepTimer(), StepTimer()  # of the model and of the draft
@@ -304,7 +306,10 @@ class Engine:
         self.n_prefilled += sum(prompts)
         began = time.perf_counter()
         lengths = [(sequence.cached, n + len(draft.tokens)) for sequence, n, draft in parts]
-        hidden_ND = self._runner(lengths, tokens, [sequence.request.adapter for sequence, _, _ in parts])
+        adapters = [sequence.request.adapter for sequence, _, _ in parts]
+        on_layer = self._on_layer(parts)
+        hidden_ND = self._runner(lengths, tokens, adapters, on_layer)
+        on_layer(self.model.config.n_layers)
         if prompts:
             self._score_prompts(parts, hidden_ND)
         if ready:
@@ -323,6 +328,17 @@ class Engine:
                 self.saved_pages.save(sequence.cached)
             if sequence.stream.done:
                 self.scheduler.remove(sequence)
+
+    def _on_layer(self, parts: list[Part]) -> abc.Callable[[int], None]:
+        """Return a function that calls `on_prompt` when the first n layers of a step are computed."""
+        report, n_layers = self.on_prompt, self.model.config.n_layers
+        prompts = [(sequence, n) for sequence, n, _ in parts if not sequence.n_new]
+        if report is None or not prompts:
+            return lambda layer: None
+        n_now = sum(n for _, n in prompts)
+        n_before = sum(s.cached.length - s.stream.shared_tokens for s, _ in prompts)
+        n_all = sum(s.n_prompt - s.stream.shared_tokens for s, _ in prompts)
+        return lambda layer: report(n_before + n_now * layer // n_layers, n_all)
 
     def _score_prompts(self, parts: list[Part], hidden_ND: Tensor) -> None:
         """Give sequences the log-probabilities that they want of prompt tokens, which these parts predict."""

@@ -9,7 +9,7 @@ Shapes: N new tokens of all sequences in one row, D model dim, K head dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,13 +55,22 @@ class FusedLayers:
             and self.head_dim <= WIDEST
         )
 
-    def __call__(self, x_ND: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, ragged: Ragged) -> Tensor:
+    def __call__(
+        self,
+        x_ND: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        pool: Tensor,
+        ragged: Ragged,
+        on_layer: Callable[[int], None] = lambda layer: None,
+    ) -> Tensor:
         """Return the last layer's output for x (N, D), and write keys and values to ``pool``.
 
-        cos and sin are (1, N, 1, K).
+        cos and sin are (1, N, 1, K). ``on_layer`` is told, before each call, which layer it begins with.
         """
         path = PATHS.index(self.path)
         for first, norms, tiles, codes in self._whole if len(x_ND) <= AT_ONCE else self._single:
+            on_layer(first)
             x_ND = torch.ops.herd_native.blocks(
                 x_ND, norms, tiles, codes, path, self.eps, cos, sin, pool, ragged.tables, ragged.rows, first
             )
