@@ -91,22 +91,28 @@ class LoraLinear(nn.Module):
         return self.together(x, (self,))[0]
 
     def together(self, x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
-        """Apply ``layers`` (this is the first) to ``x``. The frozen layers run in one call if they can."""
-        bases = [layer.base if isinstance(layer, LoraLinear) else layer for layer in layers]
-        x_base = x if torch.is_autocast_enabled(x.device.type) else x.to(_dtype(bases[0], x.dtype))
-        outs = project(x_base, *bases)
-        return [
-            layer._adapted(x, y) if isinstance(layer, LoraLinear) else y
-            for layer, y in zip(layers, outs, strict=True)
-        ]
+        """Apply ``layers`` (this is the first) to ``x``. The frozen layers run in one call if they can.
 
-    def _adapted(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return ``y`` plus the update for ``x``: in x's dtype, or under autocast in y's."""
+        So do the matrices A, whose products are too thin to be efficient alone.
+        """
+        x_ND = x.flatten(0, -2)
         autocast = torch.is_autocast_enabled(x.device.type)
-        dtype = y.dtype if autocast else x.dtype
-        x = x if autocast else x.to(self.lora_A.dtype)
-        delta = F.linear(F.linear(x, self.lora_A), self.lora_B)
-        out = torch.add(y.to(dtype), delta.to(dtype), alpha=self.scale)
+        bases = [layer.base if isinstance(layer, LoraLinear) else layer for layer in layers]
+        outs = project(x_ND if autocast else x_ND.to(_dtype(bases[0], x.dtype)), *bases)
+        adapted = [layer for layer in layers if isinstance(layer, LoraLinear)]
+        a_RD = torch.cat([layer.lora_A for layer in adapted]) if len(adapted) > 1 else self.lora_A
+        h_NR = F.linear(x_ND if autocast else x_ND.to(a_RD.dtype), a_RD)
+        parts = iter(h_NR.split([len(layer.lora_A) for layer in adapted], dim=-1))
+        for number, layer in enumerate(layers):
+            if isinstance(layer, LoraLinear):
+                dtype = outs[number].dtype if autocast else x.dtype
+                outs[number] = layer._updated(outs[number].to(dtype), next(parts))
+        return [out.view(*x.shape[:-1], -1) for out in outs]
+
+    def _updated(self, y_NO: Tensor, h_NR: Tensor) -> Tensor:
+        """Return ``y_NO``, which is overwritten, plus the update, given A x."""
+        dtype = y_NO.dtype
+        out = y_NO.addmm_(h_NR.to(dtype), self.lora_B.to(dtype).T, alpha=self.scale)
         if self.lora_magnitude is None:
             return out
         ratio_O = (self.lora_magnitude / self._row_lengths()).to(dtype)
