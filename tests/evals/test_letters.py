@@ -1,5 +1,7 @@
 """The choice an answer names, kind by kind, and the answers that name none."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,6 +70,26 @@ B = [
     "London (B)", "Option London", "Paris is wrong. London", "I think the city that is meant is London.",
     "Answer: London",
 ]  # fmt: skip
+COMPARED = [
+    "I prefer B to A", "I would prefer B to A.", "I'd prefer B over A", "I'd choose B over D", "I favor B over A.",
+    "B over A", "B is preferable to A.", "I think B is better than A", "I'd rather choose B than A",
+    "B rather than A", "rather than A, B", "Rather than A, B.", "Rather than A, I choose B", "Instead of A, B",
+    "Rather than A, it should be B.",
+    # one choice named in place of another
+    "not A; B", "Not A. B.", "Not A, B", "Not A — B", "Not A: B", "Definitely not A. It's B", "Definitely not A. B",
+    "It isn't A. B.", "Not A; B, because it is large", "A is wrong; B", "Not A, but rather B", "Not A or D; B",
+    "It isn't A, C, or D; B", "Not A. Not D. B.",
+    # one choice excepted from the others
+    "All except B are wrong", "All but B are wrong.", "Every option but B is false", "Everything except B is incorrect",
+    "All of the other options but B can be eliminated.", "All options, except B, are wrong", "Eliminate all but B.",
+    "All are wrong except B", "Each choice except for B is false.", "Except for B, all are wrong.",
+    "No, all except B are wrong.", "All answers apart from B are not correct", "None but B is right.",
+    "No option other than B is right", "Nothing except B fits.", "None of them but B is correct.", "After eliminating all but B, I am done",
+    "None of the options is right except B.", "The answer is none other than B.", "It can't be anything but B",
+    "I would not choose anything but B.", "Alle außer B sind falsch", "Toutes sauf B sont fausses",
+    "Todas excepto B son falsas",
+]  # fmt: skip
+"""Answers that name B beside other choices."""
 NONE = [
     "", " ", "?", "\x00" * 100, "E", "Z.", "I don't know", "I'm not sure", "I do not know whether it is B",
     "I'm not sure. (B)",
@@ -95,6 +117,13 @@ NONE = [
     "B is partially correct", "B is unlikely.", "B ✗", "A is not correct and neither is B.",
     "A is not correct; B is not either.", "A is wrong; B is doubtful.", "If A is wrong, B is.",
     "A and B are wrong.", "Not A, B or C.", "B?", "Is it B?", "Is the answer B?", "Is B correct?",
+    "All except B are right", "All but B are correct.", "Every option but B is true", "Everything except B fits",
+    "None but B is wrong.", "No option except B is false", "All are right except B", "Except for B, all are right.",
+    "All except B cannot be excluded", "Are all except B wrong?", "All except A and B are wrong.",
+    "All except A and B are right.", "All but A or B are wrong.", "All but A, C and D are wrong", "Toutes sauf B sont correctes",
+    "A is worse than B", "I wouldn't prefer B to A",
+    "I don't prefer B", "I prefer not to choose B", "Not A; not B", "Not A; B or C", "Not A, B, C", "Wrong: A, B",
+    "Eliminate A, B.", "I prefer A or B", "A to B",
     # both
     "A is right and B is right", "A is correct; B is too.", "A is correct, B is also correct.",
     "The answer is A, or B.", "The answer is A and the other answer is B.", "Not only A but also B",
@@ -105,7 +134,11 @@ OTHERS = [
     ("A dog", CITIES, "C"), ("A dog.", CITIES, "C"), ("a dog", CITIES, "C"),
     ("The answer is A dog", CITIES, "C"), ("A dog is an animal", CITIES, "C"),
     ("Dog", CITIES, "C"), ("The dog.", CITIES, "C"), ("None of the above", CITIES, "D"), ("The answer is none of the above.", CITIES, "D"),
-    ("A", CITIES, "A"), ("A.", CITIES, "A"),
+    ("A", CITIES, "A"), ("A.", CITIES, "A"), ("A rather than B", CITIES, "A"), ("I prefer A to B", CITIES, "A"),
+    ("I'd choose A over B", CITIES, "A"), ("All but A are wrong", CITIES, "A"), ("Not B; A", CITIES, "A"),
+    ("I prefer London to Paris.", CITIES, "B"), ("I'd pick London over Paris", CITIES, "B"),
+    ("All except London are wrong", CITIES, "B"), ("All except London are right", CITIES, None),
+    ("Everything except London and Paris are right", CITIES, None), ("Not 3; 4", ("3", "4", "5"), "B"),
     ("A, because it is", CITIES, "A"), ("A is correct", CITIES, "A"),
     ("The answer is A because", CITIES, "A"), ("a)", CITIES, "A"), ("a", CITIES, "A"),
     ("The answer is a.", CITIES, "A"), ("B. Paris", CITIES, "B"), ("Antwort: C", CITIES, "C"),
@@ -138,6 +171,12 @@ def letter(text, choices=CITIES):
 @pytest.mark.parametrize("text", B)
 def test_an_answer_that_names_b_is_read_as_b(text):
     assert letter(text) == "B"
+
+
+@pytest.mark.parametrize("wrapped", ["{}", '"{}"', "'{}'", "**{}**", "({})", "option {}", "“{}”"])
+@pytest.mark.parametrize("text", COMPARED)
+def test_a_choice_named_beside_others_is_read_however_they_are_wrapped(text, wrapped):
+    assert letter(re.sub(r"\b[ABD]\b", lambda match: wrapped.format(match[0]), text)) == "B"
 
 
 @pytest.mark.parametrize("text", NONE)

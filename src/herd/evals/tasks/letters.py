@@ -2,8 +2,8 @@
 
 A letter counts if it cannot be a word or part of one: stated ("the answer is B"), at the beginning of a line
 ("B. because") or marked ("(B)", "option B"). The text of a choice counts in the same positions, and anywhere
-if it is too long to occur by chance. Denied choices do not count. An answer that names two choices names
-none.
+if it is too long to occur by chance. Denied choices do not count, and what is said of all but one choice
+("all but B are wrong") says the opposite of that one. An answer that names two choices names none.
 """
 
 from __future__ import annotations
@@ -18,86 +18,93 @@ SURROUNDINGS = 200
 """Characters before and after a choice that decide what is said of it."""
 _MARKUP = re.compile(r"\\(?:text|math)\w*(?=\{)|\\[()\[\]]|\*\*|__|[`$]|</?(?:b|strong|i|em|u)>")
 _WORD = r"[^\W\u0e00-\u0e7f\u3040-\u9fff]"  # Thai, Japanese and Chinese have no spaces between words
-_LETTER = re.compile(rf"(?<!{_WORD})(?<!['+#&.-])[A-Za-z](?!{_WORD}|['+#&-]|\.\w|\s*=)")
+_LETTER = re.compile(rf"(?<!{_WORD})(?<!\w')(?<![+#&.-])[A-Za-z](?!{_WORD}|'\w|[+#&-]|\.\w|\s*=)")
 _OPENING, _CLOSING = " \n\"'([{:*>–-", "\"')]}*"
+_CHOOSE = r"say|choose|chose|pick|select|go with|prefer|favou?r"
+_EXCLUDE = r"reject(?:ed|ing)?|eliminat(?:ed?|ing)|exclud(?:ed?|ing)|rul(?:ed?|ing) out"
+_DENY = (
+    rf"(?:\w+n't|not|cannot|never|hardly|barely|wrong|incorrect(?:[ao]s?|es)?|false|impossible|{_EXCLUDE}"
+    r"|unlikely|doubtful|nicht|falsch|pas|faux|fausses?|fals[ao]s?)\b"
+)
+_FILLERS = (
+    r"(?: (?:be|the|la|die|it is|it's|options?|opción|choices?|answer|answer is|letter|definitely|probably"
+    r"|clearly|therefore|rather|likely|most|really|equal to))*"
+)
+"""Words between a cue and the choice."""
+_EXCEPT = (
+    r"(?:(?:except|apart from|aside from|other than|außer|sauf|excepto)(?: for)?|(?:all|any\w*|each|every\w*"
+    r"|none|nothing|no)(?: (?:one|of|the|these|them|other|options?|choices?|answers?|statements?))* but)"
+)
+"""Words that except a choice from the others."""
+_LIST_WORD = r"\b(?:and|or|nor|und|oder|noch|et|ou|ni|y|o|и|или)\b"
 _STATED = re.compile(
-    unicodedata.normalize(  # like the text
-        "NFKC", r"(?:答案|答え|正解|คำตอบ)[^\d\n]{0,8}$|(?:[选選][择擇項项]?|ข้อ|उत्तर(?: है)?)$|"
-    )
-    + r"\b(?:answer|choice|option|letter|correct|right|best|antwort|richtige?|respuesta"
-    r"|correcta|réponse|risposta|resposta|ответ|jibu)"
-    r"\b[^.!?\n]{0,40}?"
-    r"\b(?:is|be|was|ist|lautet|es|est|è|é|é a|ni)"
-    r"(?: (?:the|option|choice|letter|answer|la|die|opción|probably|clearly|definitely|therefore|likely"
-    r"|most))*$"
+    r"(?i)(?:答案|答え|正解|ค\u0e4d\u0e32ตอบ)[^\d\n]{0,8}$"  # NFKC divides the vowel of คำตอบ
+    r"|(?:[选選][择擇項项]?|ข้อ|उत्तर(?: है)?)$"
+    r"|(?:\b(?:answer|choice|option|letter|correct|right|best|antwort|richtige?|respuesta|correcta|réponse"
+    r"|risposta|resposta|ответ|jibu)\b[^.!?\n]{0,40}?\b(?:is|be|was|ist|lautet|es|est|è|é|é a|ni)"
     r"|\b(?:answer|correct|right|selected|antwort|lösung|respuesta|réponse|risposta|resposta|ответ|jibu)"
-    r"(?: option| choice| letter)?$",
-    re.IGNORECASE,
+    rf"){_FILLERS}$"
 )
 _RIGHT_AFTER = re.compile(
-    r" (?:is|was|seems|must be|would be|ist|est|es) (?:the |clearly |definitely |most |la |die )*"
-    r"(?:correct|right|best|true|likely|answer|richtig|respuesta|réponse)| ?[✓✔✅]",
-    re.IGNORECASE,
+    r"(?i) (?:is|was|seems|must be|would be|ist|est|es) (?:the |clearly |definitely |most |la |die )*"
+    r"(?:correct|right|best|better than|preferable to|true|likely|answer|richtig|respuesta|réponse)| ?[✓✔✅]"
 )
-_VERB_AFTER = re.compile(r" (?:is|was|does|did|would|remains|ist|est|es)(?=\s*(?:[.,;:!)]|$))", re.IGNORECASE)
+_VERB_AFTER = re.compile(r"(?i) (?:is|was|does|did|would|remains|ist|est|es)(?=\s*(?:[.,;:!)]|$))")
 """A verb without more, which says of a choice what was denied of the one before: "A is not right; B is"."""
 _ALSO_AFTER = re.compile(
-    r" (?:is|was|does|would be|could be|might be|ist|est|es),? (?:(?:also|auch|aussi)\b"
-    r"|(?:too|as well)(?=\s*(?:[.,;!]|$)))",
-    re.IGNORECASE,
+    r"(?i) (?:is|was|does|(?:would|could|might) be|ist|est|es),? (?:also|auch|aussi|(?:too|as well)(?! \w))\b"
 )
 _MARKED = re.compile(
-    r"(?:\b(?:option|opción|opção|choice|letter|so|therefore|thus|hence|but|sondern|sino|mais|ma|mas|а|но"
-    r"|it is|it's|es|es ist|c'est|è|must be|choose|chose"
-    r"|pick|select|say|go with|definitely|probably|clearly)"
-    r"(?: (?:it is|it's|the|option|choice|letter|definitely|probably|clearly))*,?|=|是|选|選)$",
-    re.IGNORECASE,
+    r"(?i)(?:\b(?:option|opción|opção|choice|letter|so|therefore|thus|hence|but|sondern|sino|mais|ma|mas|а"
+    r"|но|it is|it's|es|es ist|c'est|è|(?:must|should|would) be|definitely|probably|clearly"
+    rf"|{_CHOOSE}){_FILLERS},?|=|是|选|選)$"
 )
 _DENIED_BEFORE = re.compile(
-    r"(?:(?:\b(?:not|never|cannot|hardly)|n't)"
-    r"(?: (?:think|believe|say|choose|pick|select|go with|recommend|(?:true|the case|certain|likely) that))?"
+    r"(?i)(?:(?:\b(?:not|never|cannot|hardly)|n't)(?: to)?"
+    rf"(?: (?:think|believe|recommend|{_CHOOSE}|(?:true|the case|certain|likely) that))?"
     r"(?: that)?(?: (?:it|this|the (?:\w+ )?(?:answer|choice|option))(?:'s| is| was| would be))?"
-    r"|\bneither(?: is| was| does| can)?"
-    r"|\b(?:nor|except|than|instead of|unlike|as opposed to|nicht|kein|weder|noch|no es|no|pas|не"
-    r"|anything but|all but|far from|no way|reject|avoid|eliminat(?:e|ed|ing)|rul(?:e|ed|ing) out"
-    r"|exclud(?:e|ed|ing)|(?:false|untrue|wrong|incorrect) that|(?<!no )(?<!without )doubt"
+    r"|\bneither(?: is| was| does| can)?|\bprefer\w*\b[^.!?;\n]{1,60} to"
+    rf"|\b(?:nor|than|over|instead of|unlike|nicht|kein|weder|noch|no es|no|pas|не|{_EXCEPT}|{_EXCLUDE}"
+    r"|as opposed to|far from|no way|avoid|(?<!no )(?<!without )doubt|(?:false|untrue|wrong|incorrect) that"
     r"|(?:wrong|incorrect|worst) (?:answer|option|choice)s?(?: is| are| was| would be)?)|不是|不选|不選"
-    r"|(?:^|[.!?;\n] *)(?:wrong|incorrect|false))"
-    r"(?: (?:be|the|that|it is|it's|option|options|choice|choices|answer|answer is|letter|likely|really"
-    r"|equal to))*$",
-    re.IGNORECASE,
+    rf"|(?:^|[.!?;\n] *)(?:wrong|incorrect|false))(?: that)?{_FILLERS}$"
 )
 _DENIED_AFTER = re.compile(
-    r"[.:]? (?:(?:is|are|was|were|can|could|would|does|seems|must|ist|est|es)(?: be)?(?: \w+)? )?"
-    r"(?:\w+n't|not|cannot|never|hardly|barely|partly|partially|(?:wrong|incorrect|false)(?!:)|impossible"
-    r"|ruled out|eliminated|excluded|unlikely|less|far from|doubtful|unclear|nicht|falsch|pas)\b"
-    r"| ?[✗✘❌]|[^.,;:!?\n]{0,60}\?",
-    re.IGNORECASE,
+    r"(?i)[.:]? (?:(?:is|are|was|were|can|could|would|does|seems|must|ist|est|es)(?: be)?(?: \w+)? )?"
+    rf"(?:{_DENY}|(?:partly|partially|less|worse|far from|unclear)\b)(?!:)| ?[✗✘❌]|[^.,;:!?\n]{{0,60}}\?"
 )
 """Words after a choice that deny it. A question does not choose either."""
-_PLURAL_AFTER = re.compile(r" (?:are|were|aren't|weren't|do|don't|sind|son|sont)\b", re.IGNORECASE)
-_NOT_ONLY = re.compile(r"\bnot (?:only|just|merely)(?: (?:the|option|choice))*$", re.IGNORECASE)
-_NO_WORD_AFTER = re.compile(
-    r"[ .]*(?:$|[,;:!?\n/—–-]|\. |\b(?:because|since|as|is|was|isn't|does|doesn't|cannot|can't|for|due|which"
-    r"|would|seems|and|or|but|nor)\b)"
+_EXCEPTED = re.compile(
+    rf"(?i)[^.,;:!?\n\0]*(?:, )?\b{_EXCEPT}{_FILLERS}\0"
+    rf"(?!,?\s*(?:{_LIST_WORD}|(?-i:[A-H])\b)),?[^.,;:!?\n]*(?:[.,;:!\n]|$)"
 )
-_JOINED = re.compile(
-    r"[\"')]*\s*(?:[,/&]|,?\s*\b(?:or|oder|ou|или)\b|\b(?:and|und|et|y|o|и)\b)\s*"
+"""A clause about all choices but one ("\\0"). An odd number of denials in it says that this one is right."""
+_DENIAL = re.compile(rf"(?i)\b(?:{_DENY}|(?:no|none|nothing)\b)")
+_PLURAL_AFTER = re.compile(r"(?i) (?:are|were|aren't|weren't|do|don't|sind|son|sont)\b")
+_NOT_ONLY = re.compile(rf"(?i)\bnot (?:only|just|merely){_FILLERS}$")
+_NO_WORD_AFTER = re.compile(
+    r"[ .]*(?:$|[,;:!?\n/—–-]|\. |\b(?:because|since|as|is|was|are|were|isn't|does|doesn't|cannot|can't"
+    r"|can be|for|due|which|would|seems|and|or|but|nor|rather than|instead of"
+    r"|(?:over|to)(?=\W+(?:option )?[A-J]\b))\b)"
+)
+_LISTED = re.compile(
+    rf"[\"')]*\s*(?:[,/&]|,?\s*(?P<word>{_LIST_WORD}|\bto\b))\s*"
     r"(?:the |option |choice |maybe |possibly |perhaps )*[\"'(]*"
 )
-_LIST_WORD = r"\b(?:and|or|nor|und|oder|noch|et|ou|ni|y|o|и|или)\b"
-_LISTED = re.compile(rf"[\"')]*\s*(?:,|,?\s*(?P<word>{_LIST_WORD}))\s*[\"'(]*")
-"""The text between two neighbours of a list, all of which a denial of its first or last one denies."""
-_BOTH = re.compile(r"[^.!?;\n]*\b(?:and|or|und|oder|et|ou)\b[^.!?;\n]*")
-_CONDITION = re.compile(r"\b(?:if|unless|whether)\b[^.!?\n]*$", re.IGNORECASE)
+"""The text between two neighbours of a list. If its first or last one is denied, all of them are."""
+_BOTH = re.compile(rf"[^.!?;\n]*{_LIST_WORD}[^.!?;\n]*")
+_CONDITION = re.compile(r"(?i)\b(?:if|unless|whether)\b[^.!?\n]*$")
 _ARTICLE = re.compile(r"^(?:an?|the) (?=\w)")
-_CORRECTED = re.compile(r"\b(?:actually|wait|correction)\b[^.!?\n]*$", re.IGNORECASE)
-_SENTENCE_BEFORE, _NOTHING_AFTER = re.compile(r"\w\w[.!?] $"), re.compile(r"[.!]?\s*(?:\n|$)")
-"""The surroundings of a choice that is a sentence by itself."""
+_CORRECTED = re.compile(r"(?i)\b(?:actually|wait|correction)\b[^.!?\n]*$")
+_CLAUSE_BEFORE = re.compile(
+    rf"(?i)\w\w[.!?;] [\"']?$|(?:\b(?:not|than|instead of|unlike|nicht|pas)|n't){_FILLERS}"
+    r"(?:\W+(?:and|or|nor|oder|ou|\w))*\W+\w+\W*[.,;:—–]\W*$"
+)
+_NOTHING_AFTER = re.compile(r"[.!]?\s*(?:\n|$)|,? (?:because|since|as)\b")
+"""The surroundings of a choice that is a clause by itself: "Good question. B", "not A; B"."""
 _UNSURE = re.compile(
-    r"\b(?:do not|don't) know\b|\bnot (?:sure|certain)\b"
-    r"|\bcannot (?:be (?:sure|certain|determined|known|said|told|answered)|say|tell|determine)",
-    re.IGNORECASE,
+    r"(?i)\b(?:do not|don't) know\b|\bnot (?:sure|certain)\b"
+    r"|\bcannot (?:be (?:sure|certain|determined|known|said|told|answered)|say|tell|determine)"
 )
 
 
@@ -127,12 +134,12 @@ def chosen_letter(text: str, letters: str, choices: Sequence[str]) -> str | None
         return letters[whole[0]]
     mentions = _denied_lists(text, [_weighed(text, mention) for mention in _mentions(text, letters, bare)])
     for number, (one, other) in enumerate(pairwise(mentions), start=1):
-        is_verb = _VERB_AFTER.match(text, other.end) and not _CONDITION.search(_before(text, other))
+        is_verb = _VERB_AFTER.match(text, other.end) and not _CONDITION.search(text, 0, other.start)
         if one.denied and is_verb:
             mentions[number] = replace(other, strength=3)
     mentions = [mention for mention in mentions if not mention.denied]
     for one, other in pairwise(mentions):
-        if one.choice != other.choice and _JOINED.fullmatch(text, one.end, other.start):
+        if one.choice != other.choice and _LISTED.fullmatch(text, one.end, other.start):
             mentions = [replace(m, joined=True) if m in (one, other) else m for m in mentions]
     for strength in (3, 2, 1):
         found = [mention for mention in mentions if mention.strength == strength]
@@ -155,10 +162,12 @@ def _mentions(text: str, letters: str, choices: Sequence[str]) -> list[_Mention]
         if choice and choice in text.casefold() and not _is_letter(choice):
             pattern = rf"(?<!{_WORD})(?<![.-]){re.escape(choice)}(?!{_WORD}|[.,]\d|\s*[-+*/=^×÷]\s*[\w(])"
             found += [_Mention(number, *match.span()) for match in re.finditer(pattern, text, re.IGNORECASE)]
-    return sorted(
-        (m for m in found if not any(o.start <= m.start and m.end <= o.end and _longer(o, m) for o in found)),
-        key=lambda mention: mention.start,
-    )
+    found.sort(key=lambda mention: (mention.start, -mention.end))
+    outer = found[:1]
+    for mention in found[1:]:
+        if mention.end > outer[-1].end or (mention.start, mention.end) == (outer[-1].start, outer[-1].end):
+            outer.append(mention)
+    return outer
 
 
 def _denied_lists(text: str, mentions: list[_Mention]) -> list[_Mention]:
@@ -176,8 +185,7 @@ def _denied_lists(text: str, mentions: list[_Mention]) -> list[_Mention]:
     for run in runs:
         is_list = len(run) > 2 or (len(run) == 2 and re.search(_LIST_WORD, text[run[0].end : run[1].start]))
         as_a_whole = run[0].denied == "before" or (run[-1].denied and _PLURAL_AFTER.match(text, run[-1].end))
-        whole = bool(is_list and as_a_whole)
-        out += [replace(m, denied="list") if whole and m.strength < 3 else m for m in run]
+        out += [replace(m, denied="list") if is_list and as_a_whole and m.strength < 3 else m for m in run]
     return out
 
 
@@ -193,15 +201,19 @@ def _letters(text: str, letters: str) -> Iterator[_Mention]:
 
 
 def _weighed(text: str, mention: _Mention) -> _Mention:
-    opened, closed = _before(text, mention), text[mention.end : mention.end + SURROUNDINGS]
+    opened = text[max(0, mention.start - SURROUNDINGS) : mention.start]
+    closed = text[mention.end : mention.end + SURROUNDINGS]
     before, after = opened.rstrip(_OPENING), closed.lstrip(_CLOSING)
+    denied_before = _DENIED_BEFORE.search(before)
+    excepted = denied_before and _EXCEPTED.search(f"{before}\0{after}")
+    is_exception = excepted and len(_DENIAL.findall(excepted[0])) % 2  # the others are said to be wrong
     denied_after = _DENIED_AFTER.match(after) and not _RIGHT_AFTER.match(after)
-    denied = "before" if _DENIED_BEFORE.search(before) else "after" if denied_after else ""
-    wrapped = opened.endswith(("(", "[", "{", '"')) and closed != after
+    denied = "" if is_exception else "before" if denied_before else "after" if denied_after else ""
+    wrapped = opened.endswith(("(", "[", "{", '"', "'")) and closed != after
     is_also = _ALSO_AFTER.match(after)
     is_one_of_two = _NOT_ONLY.search(before)
-    alone = _SENTENCE_BEFORE.search(opened) and _NOTHING_AFTER.match(after)
-    if is_also or _STATED.search(before) or _RIGHT_AFTER.match(after):
+    alone = _CLAUSE_BEFORE.search(opened) and _NOTHING_AFTER.match(after)
+    if is_exception or is_also or _STATED.search(before) or _RIGHT_AFTER.match(after):
         strength = 3
     elif not re.search(r"\w", opened.rpartition("\n")[2]):
         strength = 2
@@ -212,14 +224,6 @@ def _weighed(text: str, mention: _Mention) -> _Mention:
     else:
         strength = int(mention.end - mention.start >= 4)
     return replace(mention, strength=strength, denied=denied, joined=bool(is_also or is_one_of_two))
-
-
-def _before(text: str, mention: _Mention) -> str:
-    return text[max(0, mention.start - SURROUNDINGS) : mention.start]
-
-
-def _longer(one: _Mention, other: _Mention) -> bool:
-    return one.end - one.start > other.end - other.start
 
 
 def _is_letter(choice: str) -> bool:
