@@ -21,7 +21,7 @@ import platform
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,20 @@ def require_free_space(target: Path, nbytes: int) -> None:
         )
 
 
+def require_own(folder: Path, mark: str, names: Iterable[str]) -> None:
+    """Raise `StorageError` if a folder has one of ``names``, which a run would replace, but not ``mark``.
+
+    ``mark`` is a file that every run of this kind writes first. So nothing is lost that no run has made.
+    """
+    if not (folder / mark).exists():
+        for name in names:
+            if (folder / name).exists():
+                raise StorageError(
+                    f"{folder / name}: is there already and would be replaced, and {folder} has no {mark} of "
+                    "an earlier run; choose another --out"
+                )
+
+
 def flush_folder(folder: Path) -> None:
     """Flush every file and folder below ``folder`` to the disk, before the folder is renamed."""
     for root, _, names in os.walk(folder):
@@ -130,7 +144,8 @@ def storage_error(target: Path, error: OSError) -> StorageError:
     """Return the one-line error for a system ``error`` while ``target`` was written."""
     if error.errno in _DISK_FULL:
         return StorageError(f"{target}: the disk is full; nothing was changed, free some space and try again")
-    return StorageError(f"{target}: cannot write: {error.strerror or error}; nothing was changed")
+    why = error.strerror or error
+    return StorageError(f"{target}: cannot write: {why}; nothing was changed, choose another place")
 
 
 def _temporary_prefix(target: Path) -> str:

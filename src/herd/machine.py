@@ -147,15 +147,21 @@ def peak_memory() -> int:
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock ``folder`` for this process. The system releases the lock however the process ends.
+def lock_folder(folder: Path, name: str = ".lock") -> Iterator[None]:
+    """Lock ``folder``, which is created if it is missing, for this process by the file ``name``.
 
-    Raises `StorageError`, with the number of the other process, if it is locked already.
+    The system releases the lock however the process ends. Raises `StorageError` if the folder cannot be
+    written, and, with the number of the other process, if it is locked already.
     """
     import fcntl
 
-    path = folder / ".lock"
-    with path.open("a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / name).open("a+")
+    except OSError as error:
+        why = f"cannot be written as a folder ({error.strerror}); choose another"
+        raise StorageError(f"{folder}: {why}") from error
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -165,9 +171,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
             raise StorageError(
                 f"{folder}: {which} is working in this folder; wait until it ends, or choose another folder"
             ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        with suppress(OSError):  # the number is for others to read: on a full disk it is left out
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"{os.getpid()}\n".encode())
         yield
 
 

@@ -34,6 +34,17 @@ def run(*words, capsys) -> tuple[int, str, str]:
     return code, done.out, done.err
 
 
+@pytest.mark.parametrize(
+    "words", [("quantize", "M", "--to", "q8", "--out", "M"), ("import", "M", "M"), ("export", "M", "M")]
+)
+def test_the_model_that_is_read_is_not_replaced(toy, capsys, words):
+    before = (toy / "model.safetensors").read_bytes()
+    code, _, said = run(*(toy if word == "M" else word for word in words), capsys=capsys)
+    assert code == 1
+    assert "has the model that is read" in said
+    assert (toy / "model.safetensors").read_bytes() == before
+
+
 @pytest.mark.filterwarnings("ignore:.*tokens are few")
 @pytest.mark.parametrize(
     "words",

@@ -39,11 +39,15 @@ def write_kept(folder: Path, files: Mapping[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
-def require_replaceable(folder: Path) -> None:
+def require_replaceable(folder: Path, *sources: Path) -> None:
     """Raise `CheckpointError` for a folder with anything but a checkpoint, such as a home folder.
 
-    The same for a name that only files have, such as ``model.gguf``.
+    The same for the folder of a model that is read (``sources``), and for a name that only files have, such
+    as ``model.gguf``.
     """
+    for source in sources:
+        if folder.resolve() in (source.resolve(), source.resolve().parent):
+            raise CheckpointError(f"{folder}: has the model that is read; choose another folder")
     if not folder.exists():
         if folder.suffix.lower() in FILE_ENDINGS:
             cure = "choose another name, or let herd export write one GGUF file"

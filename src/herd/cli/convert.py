@@ -48,7 +48,7 @@ def import_command(
     from ..checkpoint.paths import require_replaceable
     from ..checkpoint.sources import is_meta_folder, model_name
 
-    require_replaceable(out)  # before anything is downloaded
+    require_replaceable(out, Path(source))  # before anything is downloaded
     chosen, is_meta = _dtype(dtype), is_meta_folder(Path(source))
     path = Path(source) if is_meta else checkpoint.resolve_model(source)
     if max_context is not None and not is_meta:
@@ -84,6 +84,7 @@ def export_command(
     that are not quantized are rounded to q4.
     """
     from .. import checkpoint
+    from ..checkpoint.paths import require_replaceable
 
     format = format or ("gguf" if out.suffix.lower() == ".gguf" else "hf")
     if format not in ("hf", "gguf", "vllm"):
@@ -100,6 +101,7 @@ def export_command(
         size = out.stat().st_size
         print_json({"file": str(out), "nbytes": size}) if as_json else print(f"{out}: {size / 1e6:,.1f} MB")
         return
+    require_replaceable(out, Path(folder))
     chosen = _dtype(dtype)
     with progress_bar(f"export {folder}") as progress:
         if format == "vllm":

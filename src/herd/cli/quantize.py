@@ -76,9 +76,9 @@ def quantize_command(
         )
     if save_imatrix and (gptq or calib is None):
         raise QuantError("--save-imatrix writes what --calib measures: give --calib TEXT, without --gptq")
-    if out is not None:
-        require_replaceable(out)  # before text is read
     source = checkpoint.open_source(folder)
+    if out is not None:
+        require_replaceable(out, source.folder)  # before text is read
     importance = read_importance(imatrix, source.config) if imatrix else None
     predicted = None
     if bits is None:

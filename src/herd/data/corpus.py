@@ -94,6 +94,17 @@ def _expanded(spec: str | Path | Sequence[str | Path]) -> list[Path | str]:
     return paths
 
 
+def require_apart(out: Path, paths: Iterable[str]) -> None:
+    """Raise DataError if a path is missing, or is a folder around ``out``, where a run writes files."""
+    place = out.resolve()
+    for path in _expanded(list(paths)):
+        if isinstance(path, Path) and path.is_dir() and place.is_relative_to(path.resolve()):
+            raise DataError(
+                f"{path}: has the run's own folder {out} inside, whose files would be read as data; "
+                "give an --out outside of it"
+            )
+
+
 def corpus_origin(spec: Spec = None) -> tuple[list[tuple[str, Path]], dict[str, Any]]:
     """Return the (name, path) of a specification's local files and its other settings, for `origin.bind`.
 

@@ -89,8 +89,8 @@ def bind(
     old = _read(folder / RECORD)
     found = next((path for path in prepared if path.exists()), None)
     if found is not None and old is None:
-        why = "prepared by a version of Herd that did not record its sources, so it cannot be checked"
-        raise DataError(f"{found}: {why}; {cure}")
+        why = f"is there already, without a record of what it was made from ({RECORD})"
+        raise DataError(f"{found}: {why}; choose another folder, or move it away")
     known = {file.path: file for file in old.files} if old is not None else {}
     values: dict[str, Any] = json.loads(json.dumps({"preparation": PREPARATION, **settings}))
     new = Origin(tuple(_source_file(name, path, known) for name, path in files), values)
@@ -136,4 +136,6 @@ def _read(path: Path) -> Origin | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}); remove its folder and prepare the data again") from None
+        raise DataError(
+            f"{path}: is not a record of sources ({error}); restore it, or choose another folder"
+        ) from None

@@ -29,7 +29,6 @@ from ..checkpoint.gguf_folder import write_gguf_folder
 from ..data.origin import bind
 from ..dtypes import torch_dtype
 from ..errors import RecipeError
-from ..files import storage_error
 from ..llama.config import ModelConfig
 from ..llama.fill import fill_parameter
 from ..llama.lora import merged_parameter
@@ -66,10 +65,6 @@ def run_recipe(
     out = Path(recipe.out)
     if not ranks.first:
         return _train(recipe, config, out, ranks, None, None, None)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise storage_error(out, error) from error
     with lock_folder(out):
         return _train(recipe, config, out, ranks, on_step, on_begin, on_evaluate)
 
