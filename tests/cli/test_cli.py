@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from herd import cli
+from herd.cli.common import print_json
 from herd.errors import DataError
 from herd.llama import SIZES
 
@@ -205,6 +206,11 @@ def test_the_home_folder_is_expanded_in_paths_and_never_in_texts(monkeypatch):
         "--x=a=~/b",
     ]
     assert cli._expand_home(words) == seen
+
+
+def test_json_has_null_for_numbers_that_are_not_finite(capsys):
+    print_json({"loss": float("nan"), "rate": [1.5, float("inf")]})
+    assert json.loads(capsys.readouterr().out) == {"loss": None, "rate": [1.5, None]}
 
 
 def test_json_escapes_what_the_output_cannot_encode():

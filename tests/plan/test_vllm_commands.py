@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
-import pytest
-
-from herd.cli import main
+from herd import cli
 from herd.plan.machines import find_machine
 from herd.plan.serve import Load, predict_serving
 from herd.plan.vllm import vllm_commands
@@ -15,9 +13,7 @@ from herd.plan.ways import CatalogueTarget
 
 
 def run(*words: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(["plan", "serve", *words])
-    return int(ended.value.code or 0)
+    return cli.run(["plan", "serve", *words])
 
 
 def printed(capsys, *words: str) -> str:

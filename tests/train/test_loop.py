@@ -246,8 +246,17 @@ def test_context_beyond_the_model_is_refused(tmp_path):
         train(toy.model(), toy.Counting(128), lm, toy.config(context=128), tmp_path)
 
 
+def test_a_last_update_that_breaks_the_weights_is_an_error(tmp_path):
+    config = toy.config(steps=1, lr=1e38, warmup_steps=0, decay_steps=0, average_every=0)
+    with pytest.raises(TrainingError, match=r"the norm of the weights is .* with a lower lr than 1e\+38"):
+        train(toy.model(), toy.Counting(), lm, config, tmp_path / "a")
+    config = toy.config(eval_every=6)
+    with pytest.raises(TrainingError, match="x is nan after step 6"):
+        train(toy.model(), toy.Counting(), lm, config, tmp_path / "b", evaluate=lambda m, s: {"x": math.nan})
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupt_finishes_the_step_and_saves(tmp_path, number):
+def test_interrupt_finishes_the_step_and_saves(tmp_path, number, capsys):
     whole = toy.model()
     train(whole, toy.Counting(), lm, toy.config(), tmp_path / "whole")
 
@@ -258,6 +267,7 @@ def test_interrupt_finishes_the_step_and_saves(tmp_path, number):
     model, folder, before = toy.model(), tmp_path / "stopped", signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="stopped after step 4 of 6"):
         train(model, toy.Counting(), lm, toy.config(), folder, on_step=press)
+    assert "stopping after this step" in capsys.readouterr().err
     assert [path.name for path in state.states(folder)] == ["step-00000004"]
     assert signal.getsignal(signal.SIGINT) is before
     resumed = toy.model(seed=5)

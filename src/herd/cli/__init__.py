@@ -17,6 +17,7 @@ import io
 import os
 import re
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -134,7 +135,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     machine.keep_freed_memory()
     if (cores := machine.cores()) < (os.cpu_count() or 1):  # a container's quota, which torch does not see
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
-    sys.exit(run([_utf8(word) for word in (sys.argv[1:] if argv is None else argv)]))
+    code = run([_utf8(word) for word in (sys.argv[1:] if argv is None else argv)])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the end of Python may wait for threads: Ctrl-C ends that
+    sys.exit(code)
 
 
 def _utf8(word: str) -> str:

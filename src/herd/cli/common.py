@@ -128,11 +128,12 @@ def checked(kind: type[S], **fields: Any) -> S:
 
 
 def print_json(result: Any) -> None:
-    """Print one JSON document. Raises ValueError for NaN and infinity, which JSON does not have.
+    """Print one JSON document. NaN and infinity, which JSON does not have, become null.
 
     Characters that the output cannot encode are escaped.
     """
-    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    result = json.loads(json.dumps(result), parse_constant=lambda name: None)
+    text = json.dumps(result, indent=1, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -177,6 +178,8 @@ class _Run:
     def _finish(self, evaluate: Any, log: MetricsLog | None) -> None:
         """Put the mean of the decay's weights into the model, evaluate it and save it."""
         self.average.copy_to(self.weights)
+        if not math.isfinite(norm := gradient_norm(list(self.weights.values()))):
+            raise self._broken(f"the norm of the weights is {norm}")
         if self.config.eval_every:
             self._evaluate(evaluate, log)
         self._save(log, finished=True)
@@ -282,8 +285,15 @@ class _Run:
         what = f"loss is {loss}" if first != nowhere else f"gradient norm is {norm}"
         kept = state.newest(self.folder)
         return TrainingError(
-            f"{what} at step {self.step + 1}, {rows}, lr={rate:.3g}: lower lr or look at these rows; "
-            + (f"{kept} is kept" if kept else "no state was saved yet")
+            f"{what} at step {self.step + 1}, {rows}, lr={rate:.3g}: start again with a lower lr, or look at "
+            "these rows; " + (f"{kept} is kept, train into another folder" if kept else "no state was saved")
+        )
+
+    def _broken(self, what: str) -> TrainingError:
+        """Return the error for weights that the last update broke, which the losses before cannot show."""
+        return TrainingError(
+            f"{what} after step {self.step}: start again in another folder, with a lower lr than "
+            f"{self.config.optimizer.lr:g}"
         )
 
     def _speed(self, took: float) -> dict[str, float]:
@@ -314,6 +324,8 @@ class _Run:
             numbers = dict(evaluate(self.model, self.step))
         if isinstance(self.model, FSDPModule):
             self.model.reshard()  # forwards without backward leave the root gathered
+        if bad := [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]:
+            raise self._broken(bad[0])
         if log is not None:
             log.write({"step": self.step} | {f"eval/{key}": value for key, value in numbers.items()})
 
@@ -393,6 +405,7 @@ def _interrupts(*, once: bool) -> Iterator[threading.Event]:
     def ask(number: int, frame: Any) -> None:
         event.set()
         if once:
+            print("stopping after this step; once more stops at once and loses it", file=sys.stderr)
             signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
 
     for name in before:
