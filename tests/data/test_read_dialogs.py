@@ -256,7 +256,7 @@ def test_other_encodings_are_refused_with_the_byte(tmp_path: Path) -> None:
 def test_files_without_dialogs_and_missing_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text("\n")
-    with pytest.raises(DataError, match="no dialogs in it"):
+    with pytest.raises(DataError, match="empty file"):
         messages_of(path)
     path.write_text("")
     with pytest.raises(DataError, match="empty file"):

@@ -55,6 +55,21 @@ def test_control_characters_of_the_data_do_not_reach_the_terminal(base, tmp_path
     assert "\\x1b" in said
 
 
+def test_rows_are_as_the_run_has_them_and_parts_of_characters_are_bytes(base, tmp_path, capsys):
+    """The context is the run's, and the tokens that end the answers of pairs are not trained."""
+    rows = [{"prompt": f"What is {n}?", "chosen": "It is 日.", "rejected": "It is red."} for n in range(12)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(["tune", "inspect", str(file), "--model", str(base)]) == 0
+    alone = capsys.readouterr().out
+    assert "|\\xe6|\\x97|\\xa5|.|]]<|eot_id|>|" in alone
+    words = ["--data", str(file), "--out", str(tmp_path / "run"), "--check"]
+    assert run(["tune", str(base), *words]) == 0
+    capsys.readouterr()
+    assert run(["tune", "inspect", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out == alone
+
+
 def test_rows_set_aside_for_one_reason_are_one_line(base, tmp_path, capsys):
     file = tmp_path / "rows.jsonl"
     file.write_text((json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n") * 9)

@@ -94,6 +94,30 @@ def test_impossible_options_are_refused_by_name(tmp_path, capsys, option):
     assert option[0] in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore::herd.data.text_files.DataWarning")
+def test_other_options_are_free_until_training_and_rows_of_others_are_not_used(tmp_path, capsys):
+    tokenizer = Tokenizer.train(["the cat sat on the mat " * 50], 520)
+    config = CONFIG.replace(vocab_size=520, max_context=512)
+    checkpoint.save_model(tmp_path / "base", LlamaLM(config).init_weights(0), tokenizer)
+    (tmp_path / "ja.txt").write_text("\n".join("".join(PHRASES) + f"{n}" for n in range(900)))
+    words = ["tune", "language", "ja", "--model", str(tmp_path / "base"), "--text", str(tmp_path / "ja.txt")]
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "train.jsonl").write_text('{"text": "mine"}\n')
+    assert run([*words, "--out", str(mine)]) == 1
+    assert f"{mine / 'train.jsonl'}: is there already" in capsys.readouterr().err
+    assert run([*words, "--out", str(tmp_path / "out"), "--add", "5", "--rank", "4096"]) == 1
+    assert "choose at most 32" in capsys.readouterr().err
+    more = ["--add", "6", "--rank", "4", "--tokens", "1", "--out", str(tmp_path / "out")]
+    assert run([*words, *more]) == 0
+    assert json.loads((tmp_path / "out" / "fertility.json").read_text())["added"] == 6
+
+
+def test_a_code_of_a_language_is_no_path(tmp_path, capsys):
+    assert run(["tune", "language", "../ja", "--text", "x"]) == 1
+    assert "'../ja' is no code of a language" in capsys.readouterr().err
+
+
 def test_text_that_cannot_be_used_leaves_no_folder(tmp_path, capsys):
     words = ["--text", str(tmp_path / "missing.txt"), "--out", str(tmp_path / "out")]
     assert run(["tune", "language", "ja", *words]) == 1

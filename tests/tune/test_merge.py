@@ -98,6 +98,7 @@ def test_a_lost_update_is_refused_with_its_share_and_nothing_is_written(adapter,
     folder = adapter(1e-4)
     assert run(["tune", "merge", str(folder), "--to", "Q4_0"]) == 1
     said = capsys.readouterr()
+    assert "rounding to Q4_0\ncomparing with base + adapter on the held-out examples" in said.err
     assert "only 0 % of the update survived Q4_0" in said.err
     assert "--gptq" in said.err
     assert "survived  0.0 %" in said.out
@@ -146,8 +147,33 @@ def test_only_packed_merges_are_repaired_and_in_one_way(adapter, tmp_path):
 def test_what_cannot_be_merged_is_refused(adapter, base, tmp_path):
     with pytest.raises(CheckpointError, match="is not an adapter"):
         merge_adapter(base, "fp32", tmp_path / "out")
-    with pytest.raises(QuantError, match="is not known"):
-        merge_adapter(adapter(0.1), "Q9", tmp_path / "out")
+    for to in ("Q9", "", "../../x", "f16"):
+        with pytest.raises(QuantError, match="give fp32, bf16, gguf-adapter or one of Q8_0, Q4_0"):
+            merge_adapter(adapter(0.1), to, tmp_path / "out")
+
+
+def test_a_merge_replaces_neither_other_files_nor_its_base(adapter, base, tmp_path, capsys):
+    folder, thesis = adapter(0.2), tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "thesis.txt").write_text("mine")
+    own = shutil.copytree(base, tmp_path / "own")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(own)}))
+    for out, said in ((thesis, "holds thesis.txt"), (own, "has the model that is read"), (folder, "is read")):
+        assert run(["tune", "merge", str(folder), "--to", "fp32", "--out", str(out)]) == 1
+        assert said in capsys.readouterr().err
+    assert (thesis / "thesis.txt").read_text() == "mine"
+    shutil.rmtree(own)
+    assert run(["tune", "merge", str(folder), "--to", "fp32"]) == 1
+    said = capsys.readouterr().err
+    assert f"{folder}: its base model is not there ({own}: no such file or folder)" in said
+    assert f"write its new path into {folder / 'adapter_config.json'}" in said
+
+
+def test_an_adapter_is_not_trained_as_if_it_were_its_base(adapter, dialogs, tmp_path, capsys):
+    folder = adapter(0.2)
+    assert run(["tune", str(folder), "--data", str(dialogs), "--out", str(tmp_path / "run"), "--check"]) == 1
+    assert f"herd tune merge {folder} --to bf16" in capsys.readouterr().err
 
 
 def test_a_gguf_adapter_is_written_for_llama_cpp(adapter, tmp_path, capsys):

@@ -172,6 +172,97 @@ def test_pairs_are_tuned_by_dpo_and_measured_beside_a_length_baseline(base, tmp_
     assert changes[0]["after"] == 1.0
 
 
+def test_pairs_among_dialogs_and_rows_of_other_files_are_set_aside_aloud(base, dialogs, tmp_path, capsys):
+    pairs, held = tmp_path / "pairs.jsonl", tmp_path / "held.jsonl"
+    pairs.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
+    good = dialogs.read_text().splitlines()[0]
+    held.write_text(f"{good}\n{{broken\n")
+    words = ("--data", dialogs, "--data", pairs, "--heldout", held, "--out", tmp_path / "run", "--check")
+    tune(base, *words)
+    said = capsys.readouterr().out
+    assert "rows: 37 messages;" in said
+    assert f"{pairs}:1: a pair of answers among dialogs" in said
+    assert f"{held}:2: not JSON" in said
+    tune(base, "--data", pairs, "--replay", dialogs, "--out", tmp_path / "run", "--check", code=1)
+    assert "--replay: nothing can be mixed" in capsys.readouterr().err
+
+
+def test_a_folder_is_read_without_the_files_that_have_no_rows(base, dialogs, tmp_path, capsys):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(dialogs.read_text())
+    (folder / "b.png").write_bytes(b"\x89PNG\0\0")
+    for name in ("c.txt", "d.jsonl", "e.csv", "f.json"):
+        (folder / name).write_text("prompt,completion\n" if name == "e.csv" else "")
+    tune(base, "--data", folder, "--out", tmp_path / "run", "--check")
+    said = capsys.readouterr().out
+    assert "37 messages" in said
+    assert "8 rows" in said
+    for name in ("c.txt", "d.jsonl", "e.csv", "f.json"):
+        tune(base, "--data", folder / name, "--out", tmp_path / "run", "--check", code=1)
+        assert f"{folder / name}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--other", "nowhere.txt"), "nowhere.txt: no such file"), (("--replay", "nowhere.txt"), "nowhere.txt: no such"),
+    (("--heldout", "nowhere.txt"), "nowhere.txt: no such"), (("--context", "4096"), "--context 4096 exceeds the 512"),
+    (("--method", "lora", "--rank", "100000000"), "GB of memory"), (("--replay-share", "1"), "--replay-share"),
+    (("--epochs", "1e300"), "--epochs"),
+])  # fmt: skip
+def test_what_cannot_be_done_is_refused_before_the_recipe_is_written(
+    base, dialogs, tmp_path, capsys, words, said
+):
+    tune(base, "--data", dialogs, "--out", tmp_path / "run", *words, "--check", code=1)
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_files_that_no_run_has_made_are_not_replaced(base, dialogs, tmp_path, capsys):
+    for name, content in (("recipe.yaml", "mine"), ("options.json", '{"teacher": "mine"}')):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_text(content)
+        tune(base, "--data", dialogs, "--out", out, "--check", code=1)
+        assert f"{out / name}: is" in capsys.readouterr().err
+        assert [path.name for path in out.iterdir() if not path.name.startswith(".")] == [name]
+        assert (out / name).read_text() == content
+    tune("inspect", tmp_path / "options.json", code=1)
+    assert "is not from herd tune" in capsys.readouterr().err
+
+
+def test_a_run_within_its_data_is_refused(base, dialogs, tmp_path, capsys):
+    tune(base, "--data", dialogs.parent, "--out", dialogs.parent / "run", "--check", code=1)
+    assert "has the run's own folder" in capsys.readouterr().err
+
+
+def test_a_second_run_does_not_touch_the_folder_of_the_first(base, dialogs, tmp_path, capsys):
+    out = tmp_path / "run"
+    with tune_run.lock_run(out):
+        tune(base, "--data", dialogs, "--out", out, "--check", code=1)
+    assert "is working in this folder" in capsys.readouterr().err
+    assert not (out / "recipe.yaml").exists()
+
+
+def test_a_rate_that_breaks_the_model_is_named_and_a_lower_one_may_follow(base, dialogs, tmp_path, capsys):
+    words = ("--data", dialogs, "--steps", 8, "--other", other(tmp_path), "--out", tmp_path / "run")
+    tune(base, *words, "--lr", "1e30", code=1)
+    assert "start again with a lower lr" in capsys.readouterr().err
+    tune(base, *words, "--lr", "1e-3")
+    assert "held-out loss" in capsys.readouterr().out
+    words = ("--data", dialogs, "--steps", 1, "--other", other(tmp_path), "--out", tmp_path / "last")
+    tune(base, *words, "--lr", "1e9", code=1)  # the last update breaks it
+    assert "lower" in capsys.readouterr().err
+
+
+def test_a_task_that_failed_is_named(base, dialogs, tmp_path, monkeypatch):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text(json.dumps({"question": "What is red?", "answer": "red"}) + "\n")
+    monkeypatch.setattr(tune_run, "_task", lambda *a: {"failed": "no time"})
+    words = ("--data", dialogs, "--steps", 1, "--other", other(tmp_path), "--out", tmp_path / "run")
+    with pytest.warns(UserWarning, match=r"is not compared, because it failed: no time"):
+        tune(base, *words, "--tasks", f" {questions}")
+
+
 def test_replay_is_mixed_in(base, dialogs, tmp_path, capsys):
     words = (
         "--data",

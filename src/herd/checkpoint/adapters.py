@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..files import require_free_space, whole_folder, write_json
+from ..files import require_free_space, storage_error, whole_folder, write_json
 from ..llama.lora import LoraLinear, lora_layers, scale_of
 from ..llama.model import LlamaLM
 from ..quant.formats import F32
@@ -215,8 +215,11 @@ def export_gguf_adapter(file: Path, model: LlamaLM, name: str) -> None:
     require_free_space(file, sum(tensor.nbytes for tensor in tensors.values()) + 1_000_000)
     temporary = file.with_name(f".{file.name}.tmp")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_gguf(temporary, metadata, plan, lambda theirs: [tensors[theirs].view(torch.uint8)])
         temporary.replace(file)
+    except OSError as error:
+        raise storage_error(file, error) from error
     finally:
         temporary.unlink(missing_ok=True)
 

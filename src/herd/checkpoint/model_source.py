@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import CheckpointError
 from .adapter_config import base_of, is_adapter
 from .catalogue import find_entry
 from .chat_format import (
@@ -23,7 +24,7 @@ from .chat_format import (
 from .gguf import EMBEDDING, GGUF, gguf_file
 from .hf import read_config
 from .lineage import Lineage, load_lineage
-from .paths import CONFIG
+from .paths import ADAPTER_CONFIG, CONFIG
 from .sources import resolve_model
 
 if TYPE_CHECKING:
@@ -51,7 +52,14 @@ class ModelSource:
         self.adapter: Path | None = None
         """The folder of a LoRA adapter on the model, if there is one."""
         if is_adapter(self.path):
-            self.adapter, self.path = self.path, resolve_model(base_of(self.path))
+            self.adapter, base = self.path, base_of(self.path)
+            try:
+                self.path = resolve_model(base)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    f"{self.adapter}: its base model is not there ({error}); put it back, or write its new "
+                    f"path into {self.adapter / ADAPTER_CONFIG}"
+                ) from error
         self.file = gguf_file(self.path)
         """The GGUF file with the weights, if there is one."""
 

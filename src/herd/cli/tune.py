@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,7 +75,7 @@ def tune_command(
     from ..tune.options import TuneOptions
     from ..tune.preflight import preflight, screen
     from ..tune.recipe import FILE
-    from ..tune.run import open_run, table, tune
+    from ..tune.run import lock_run, open_run, table, tune
 
     folder = out or Path("runs") / "tune" / model_name(resolve_model(model))
     if sum(value is not None for value in (steps, tokens, epochs)) > 1:
@@ -84,24 +85,26 @@ def tune_command(
         data=tuple(data), out=str(folder), rank=rank, rslora=rslora, dora=dora, lr=lr, steps=steps,
         tokens=tokens, epochs=epochs, context=context,
         heldout=heldout, replay=tuple(replay or ()), replay_share=replay_share, beta=beta,
-        tasks=tuple(tasks.split(",")) if tasks else (), other=tuple(other or ()), seed=seed,
+        tasks=tuple(map(str.strip, tasks.split(","))) if tasks else (), other=tuple(other or ()), seed=seed,
     )  # fmt: skip
     source = data_source(benchmarks)
-    run = open_run(options)
-    found = None
-    if run is not None:
-        found = preflight(run, options.tasks, source)
-        if not as_json:
-            _print_lines(screen(found))
-    elif not as_json:
-        print(f"resuming the run in {folder}")
-    if check:
-        if as_json:
-            print_json(None if found is None else dataclasses.asdict(found) | {"seconds": found.seconds})
-        return
-    recipe = read_recipe(folder / FILE)
-    with step_progress(recipe.name, recipe.train.steps, show=True) as on_step:
-        tuned = tune(options, source, on_step=on_step)
+    say = (lambda line: None) if as_json else print
+    with lock_run(folder):
+        run = open_run(options)
+        found = None
+        if run is not None:
+            found = preflight(run, options.tasks, source)
+            if not as_json:
+                _print_lines(screen(found))
+        else:
+            say(f"resuming the run in {folder}")
+        if check:
+            if as_json:
+                print_json(None if found is None else dataclasses.asdict(found) | {"seconds": found.seconds})
+            return
+        recipe = read_recipe(folder / FILE)
+        with step_progress(recipe.name, recipe.train.steps, show=True) as on_step:
+            tuned = tune(options, source, on_step=on_step, say=say)
     if as_json:
         record = {name: getattr(tuned.result, name) for name in ("step", "tokens", "seconds", "resumed_from")}
         changes = [dataclasses.asdict(change) for change in tuned.changes]
@@ -110,9 +113,9 @@ def tune_command(
     print()
     print_table(("measured", "before", "after", "change", ""), table(tuned.changes))
     print(f"\n{tuned.folder}: {tuned.result.tokens:,} tokens in {tuned.result.seconds:,.0f} s")
-    print(f"talk to it: herd chat {tuned.folder}")
+    print(f"talk to it: {shlex.join(['herd', 'chat', str(tuned.folder)])}")
     if tuned.folder.name == "adapter":
-        print(f"merge it:   herd tune merge {tuned.folder} --to Q4_0")
+        print(f"merge it:   {shlex.join(['herd', 'tune', 'merge', str(tuned.folder), '--to', 'Q4_0'])}")
 
 
 def _print_lines(lines: list[tuple[str, str]], file: Any = None) -> None:
@@ -146,16 +149,16 @@ def merge_command(
     from ..tune.merge import REPAIR_TOKENS, export_adapter, merge_adapter
     from ..tune.repair import repair_steps
 
-    folder = Path(adapter)
+    here = Path(adapter).absolute() if Path(adapter).exists() else Path("adapter").absolute()
     if to == "gguf-adapter":
-        print(export_adapter(folder, out or folder.with_suffix(".gguf")))
+        print(export_adapter(adapter, out or here.with_name(f"{here.name}.gguf")))
         return
-    target = out or folder.parent / f"merged-{to.lower()}"
+    target = out or here.with_name(f"merged-{to.lower().replace('/', '-')}")
     tokens = REPAIR_TOKENS if repair else 0
     with step_progress("repair", repair_steps(tokens), show=repair) as on_step:
         found = merge_adapter(
-            folder, to, target, examples=data or (), gptq=gptq, repair=tokens, force=force, least=least,
-            on_step=on_step,
+            adapter, to, target, examples=data or (), gptq=gptq, repair=tokens, force=force, least=least,
+            on_step=on_step, say=lambda line: print(line, file=sys.stderr),
         )  # fmt: skip
     if as_json:
         print_json(dataclasses.asdict(found))
@@ -189,31 +192,27 @@ def inspect_command(
     data: Annotated[list[str], typer.Argument(help="Files of examples, or the folder of a tuning run.")],
     model: Annotated[str | None, typer.Option(help="The model that will see them. " + MODEL)] = None,
     rows: Annotated[int, typer.Option(min=1, help="Number of packed rows to show.")] = 1,
-    context: Annotated[int, typer.Option(min=64, help="Tokens of a row.")] = 1024,
+    context: Annotated[
+        int | None, typer.Option(min=64, help="Tokens of a row (default: as the run has).")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page here instead of printing.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show the tokens that a model will see, which of them are trained, and rows that are set aside."""
-    from ..checkpoint import load_tokenizer
-    from ..data.tuning import read_tuning, reasons_of
-    from ..text import Tokenizer
-    from ..text.tool_support import with_tool_support
+    from ..data.tuning import reasons_of
+    from ..train.recipe import read_recipe
     from ..tune.inspect import as_text, seen_documents, write_page
     from ..tune.options import stored_options
+    from ..tune.recipe import FILE, fitting_context, read_examples
 
     folder = Path(data[0])
     if (options := stored_options(folder)) is not None:
         data, model = list(options.data), model or options.model
+        context = context or read_recipe(folder / FILE).train.context
     if model is None:
         raise DataError("--model MODEL is missing: which tokens a file becomes depends on the model")
-    own = folder / "chat"
-    tokenizer = Tokenizer.from_folder(own) if own.is_dir() else load_tokenizer(model)
-    if tokenizer is None:
-        raise DataError(f"{model}: has no tokenizer")
-    found = read_tuning(data, tokenizer, context)
-    if any("with tools" in name for name in found.formats) and not tokenizer.require_chat().supports_tools:
-        tokenizer = with_tool_support(tokenizer)
-        found = read_tuning(data, tokenizer, context)
+    source, tokenizer, found = read_examples(model, data, context)
+    context = context or fitting_context(found.examples or found.pairs, source.config.max_context)
     documents = seen_documents(found, tokenizer, context, rows)
     if as_json:
         aside = [dataclasses.asdict(row) for row in found.set_aside]
@@ -252,6 +251,8 @@ def language_command(
     from ..tune.language import LanguageOptions, measure_fertility, steps_of, teach_language
     from ..tune.run import table
 
+    if not language.replace("-", "").isalnum():
+        raise DataError(f"{language!r} is no code of a language; write one such as ja or pt-BR")
     folder = out or Path("runs") / "tune" / language
     options = checked(
         LanguageOptions, model=model, language=language, text=tuple(text), out=str(folder), add=add,
@@ -273,5 +274,6 @@ def language_command(
         return
     print()
     print_table(("measured", "before", "after", "change", ""), table(found.changes))
-    print(f"\n{found.folder}\ntalk to it: herd chat {found.folder}")
-    print(f"store it in fewer bits: herd quantize {found.folder} --to Q4_K_M")
+    print(f"\n{found.folder}\ntalk to it: {shlex.join(['herd', 'chat', str(found.folder)])}")
+    smaller = shlex.join(["herd", "quantize", str(found.folder), "--to", "Q4_K_M"])
+    print(f"store it in fewer bits: {smaller}")

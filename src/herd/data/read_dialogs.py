@@ -59,20 +59,17 @@ def read_dialogs(path: Path | str) -> Iterator[ReadDialog]:
     """
     ignored: Counter[str] = Counter()
     converted: Counter[str] = Counter()
-    n_found = n_weightless = 0
+    n_weightless = 0
     for file in expand_paths(path):
         if file.is_dir():
             raise DataError(f"{file}: is a folder; give a file of dialogs, e.g. {file}/dialogs.jsonl")
         for row in read_rows(file, str(file)):
             kind, dialog = dialog_of_row(row, ignored)
-            n_found += 1
             converted[kind] += 1
             if _answers(dialog.messages) <= dialog.untrained and dialog.untrained:
                 n_weightless += 1
                 continue
             yield dialog
-    if n_found == 0:
-        raise DataError(f"{path}: no dialogs in it; give one JSON object per line")
     for kind, n in converted.items():
         if kind:
             warnings.warn(f"{path}: converted {n} dialogs from {kind}", DataWarning, stacklevel=2)

@@ -26,7 +26,7 @@ LISTS = ("data", "rows", "train", "examples", "documents")
 
 
 class NoRows(NotText):
-    """A JSON or CSV file that is not a list of rows: an error if the user named it, skipped in a folder."""
+    """A file without rows, or no list of them: an error if the user named it, skipped in a folder."""
 
     why = "no rows with text"
 
@@ -45,7 +45,7 @@ def read_rows(file: Path, name: str, bad: list[tuple[str, str]] | None = None) -
 
     Lines that are not JSON are added to ``bad`` (location, reason) if it is a list. Otherwise they are
     errors. Raises DataError for a line or row that cannot be read, NotText for an encoding other than UTF-8,
-    and NoRows if there is no list of rows.
+    and NoRows if there are no rows.
     """
     ending = file_ending(file)
     if ending == ".parquet":
@@ -63,10 +63,11 @@ def read_rows(file: Path, name: str, bad: list[tuple[str, str]] | None = None) -
 def _json_lines(
     lines: Iterator[str], name: str, bad: list[tuple[str, str]] | None = None
 ) -> Iterator[DataRow]:
-    number = 0
+    empty = True
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        empty = False
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -75,13 +76,13 @@ def _json_lines(
                 continue
             raise DataError(f"{name}:{number}: not JSON ({error}); give one JSON object per line") from None
         yield DataRow(value, number, f"{name}:{number}")
-    if number == 0:
-        raise DataError(f"{name}: empty file; give one JSON object per line")
+    if empty:
+        raise NoRows(f"{name}: empty file; give one JSON object per line")
 
 
 def _json(text: str, name: str) -> Iterator[DataRow]:
     if not text.strip():
-        raise DataError(f"{name}: empty file; give a JSON array of objects")
+        raise NoRows(f"{name}: empty file; give a JSON array of objects")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -107,6 +108,8 @@ def _table(lines: Iterator[str], name: str, delimiter: str) -> Iterator[DataRow]
             if "" in row and isinstance(row[""], list):
                 raise DataError(f"{where}: more fields than the header has; quote fields with {delimiter!r}")
             yield DataRow(row, number, where)
+        if reader.line_num < 2:
+            raise NoRows(f"{name}: has no rows; give a line of column names and rows below it")
     except csv.Error as error:
         raise DataError(f"{name}: not CSV after line {reader.line_num} ({error}); check its quotes") from None
 
@@ -127,6 +130,8 @@ def _parquet(file: Path, name: str) -> Iterator[DataRow]:
         try:
             rows = next(batches).to_pylist()
         except StopIteration:
+            if number == 0:
+                raise NoRows(f"{name}: has no rows") from None
             return
         except Exception as error:
             reason = str(error).splitlines()[0]

@@ -18,7 +18,7 @@ import hashlib
 import json
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,12 @@ from .read_dialogs import (
     sharegpt_messages,
 )
 from .rows import ROW_ENDINGS, DataRow, read_rows
-from .text_files import decode_blocks, expand_paths, file_ending, list_files, open_bytes
+from .text_files import NotText, decode_blocks, expand_paths, file_ending, list_files, open_bytes
 
 SHOWN = 3
 """Number of rows that an error names. The others are only counted."""
+LEAST = 10
+"""Fewer rows than these are all trained, and none is held out."""
 
 
 @dataclass(frozen=True)
@@ -136,32 +138,47 @@ def read_tuning(
     for paths that do not exist and files that cannot be read.
     """
     data = TuningRows()
-    for file in _files(paths):
-        if file_ending(file) not in ROW_ENDINGS:
-            with open_bytes(file) as stream:
-                text = "".join(decode_blocks(stream, str(file)))
-            _add_text(data, text, str(file), tokenizer, context)
-            continue
-        bad: list[tuple[str, str]] = []
-        for row in read_rows(file, str(file), bad):
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                try:
-                    _add_row(data, row, tokenizer, context, mask_ends)
-                except HerdError as error:
-                    reason = str(error).removeprefix(row.where).lstrip(": ")
-                    data.set_aside.append(SetAside(row.where, reason))
-            data.notes.update({str(warning.message) for warning in caught})
-        data.set_aside += [SetAside(where, reason) for where, reason in bad]
+    for path in (path for name in paths for path in expand_paths(name)):
+        for file in list_files(path):
+            try:
+                _add_file(data, file, tokenizer, context, mask_ends)
+            except NotText as error:
+                if file == path:
+                    raise
+                data.set_aside.append(_set_aside(str(file), error))
     return data
+
+
+def _add_file(
+    data: TuningRows, file: Path, tokenizer: Tokenizer, context: int | None, mask_ends: bool
+) -> None:
+    if file_ending(file) not in ROW_ENDINGS:
+        with open_bytes(file) as stream:
+            text = "".join(decode_blocks(stream, str(file)))
+        _add_text(data, text, str(file), tokenizer, context)
+        return
+    bad: list[tuple[str, str]] = []
+    for row in read_rows(file, str(file), bad):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                _add_row(data, row, tokenizer, context, mask_ends)
+            except HerdError as error:
+                data.set_aside.append(_set_aside(row.where, error))
+        data.notes.update({str(warning.message) for warning in caught})
+    data.set_aside += [SetAside(where, reason) for where, reason in bad]
+
+
+def _set_aside(where: str, error: HerdError) -> SetAside:
+    return SetAside(where, str(error).removeprefix(where).lstrip(": "))
 
 
 def split_heldout(examples: Sequence[Any], share: float, most: int) -> tuple[list[Any], list[Any]]:
     """Split examples or pairs, by their tokens, into training data and at most ``most`` to measure on.
 
-    Equal rows are all on the same side. Fewer than ten rows are all trained.
+    Equal rows are all on the same side. Fewer than `LEAST` rows are all trained.
     """
-    wanted = min(most, max(1, round(share * len(examples)))) if share and len(examples) >= 10 else 0
+    wanted = min(most, max(1, round(share * len(examples)))) if share and len(examples) >= LEAST else 0
     keys = [_key(example) for example in examples]
     held = set(sorted(set(keys))[:wanted])
     train = [example for example, key in zip(examples, keys, strict=True) if key not in held]
@@ -177,12 +194,6 @@ def split_heldout(examples: Sequence[Any], share: float, most: int) -> tuple[lis
 def _key(example: Any) -> bytes:
     rendered = example.rendered if isinstance(example, Example) else example.chosen
     return hashlib.blake2b(json.dumps(rendered.ids).encode(), digest_size=12).digest()
-
-
-def _files(paths: Iterable[str | Path]) -> Iterator[Path]:
-    for name in paths:
-        for path in expand_paths(name):
-            yield from list_files(path)
 
 
 def _add_row(
@@ -225,8 +236,8 @@ def _require_trainable(rendered: Rendered, context: int | None) -> None:
 def _add_text(data: TuningRows, text: str, where: str, tokenizer: Tokenizer, context: int | None) -> None:
     ids = [*tokenizer.start_ids, *tokenizer.encode(text)]
     ids += [tokenizer.eos_id] if tokenizer.eos_id is not None else []
-    if len(ids) < 2 or not text:
-        raise DataError("an empty text")
+    if len(ids) < 2 or not text.strip():
+        raise NotText(f"{where}: an empty text; give one with words")
     size = context or len(ids)
     for start in range(0, len(ids) - 1, size):
         piece = ids[start : start + size + 1]

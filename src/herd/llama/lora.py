@@ -155,8 +155,8 @@ def add_lora(
     names = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in targets]
     for number, name in enumerate(names):
         base = model.get_submodule(name)
-        if rank > min(int(base.in_features), int(base.out_features)):  # type: ignore[arg-type]
-            raise ConfigError(f"rank={rank} exceeds the size of {name}; choose a smaller one")
+        if rank > (most := min(int(base.in_features), int(base.out_features))):  # type: ignore[arg-type]
+            raise ConfigError(f"rank={rank} exceeds the size of {name}; choose at most {most}")
         parent, _, leaf = name.rpartition(".")
         layer = LoraLinear(base, rank, scale, seed * 1_000_003 + number, dora=dora)
         setattr(model.get_submodule(parent), leaf, layer)

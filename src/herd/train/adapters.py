@@ -60,7 +60,7 @@ class AdapterSection(Section):
             if not is_quantized(model):
                 raise RecipeError(
                     f"{source}: its weights are not packed; quantize it first (herd quantize {source} --to "
-                    "q4k), or set adapter.packed: false"
+                    "q4k), or train plain adapters (--method lora, in a recipe adapter.packed: false)"
                 )
             use_exact_products(model)
         else:

@@ -302,7 +302,10 @@ def _kind_of(model: type[BaseModel]) -> tuple[str, ...]:
 def start_config(spec: ModelSpec) -> ModelConfig:
     """Return the shape of the checkpoint that training starts from, extended to ``extend_to`` if given."""
     from ..checkpoint import load_config  # imports torch
+    from ..checkpoint.adapter_config import refuse_adapter
+    from ..checkpoint.sources import resolve_model
 
+    refuse_adapter(resolve_model(str(spec.start)), "training")
     config = load_config(str(spec.start))
     return config if spec.extend_to is None else extended(config, spec.extend_to)
 

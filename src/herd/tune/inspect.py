@@ -73,7 +73,10 @@ def seen_documents(data: TuningRows, tokenizer: Tokenizer, context: int, n_rows:
 def _tokens(rendered: Rendered, tokenizer: Tokenizer) -> list[SeenToken]:
     return [
         SeenToken(
-            id_, tokenizer.token_bytes(id_).decode("utf-8", "replace"), trained and position > 0, position
+            id_,
+            tokenizer.token_bytes(id_).decode("utf-8", "backslashreplace"),
+            trained and position > 0,
+            position,
         )
         for position, (id_, trained) in enumerate(zip(rendered.ids, rendered.mask, strict=True))
     ]

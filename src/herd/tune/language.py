@@ -32,22 +32,23 @@ from ..checkpoint import (
     weight_reader,
     write_checkpoint,
 )
+from ..checkpoint.adapter_config import refuse_adapter
 from ..data.builtin import parallel_lines
-from ..data.corpus import read_corpus
-from ..data.origin import bind
+from ..data.corpus import read_corpus, require_apart
+from ..data.origin import RECORD, bind
 from ..data.text_files import expand_paths, list_files
 from ..data.wordings import LANGUAGES
 from ..dtypes import fast_dtype, torch_dtype
 from ..errors import DataError
 from ..evals.bpb import compression
 from ..evals.windows import from_texts
-from ..files import write_atomically, write_json
+from ..files import require_own, write_atomically, write_json
 from ..quant.linear import use_exact_products
 from ..text import Tokenizer
 from ..text.extend import ExtendedVocabulary, extend_vocabulary
 from ..train.recipe import parse_recipe
 from ..train.recipe_yaml import write_yaml
-from ..train.run import run_recipe
+from ..train.run import PREPARED, run_recipe
 from ..train.section import Positive, PositiveReal, Section
 from .method import SMALL, default_lr
 from .run import BEFORE, Change, compression_record, kept, text_change
@@ -60,6 +61,7 @@ EXCERPT = 500
 OTHER_BYTES = 6_000
 CONTEXT = 512
 STEP_TOKENS = 2048
+FERTILITY = "fertility.json"
 
 
 class LanguageOptions(Section):
@@ -117,17 +119,22 @@ def teach_language(
 
     Raises `DataError` if ``options.out`` has a run with other options or other text.
     """
-    train, heldout = divided_text(options.text)
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    require_apart(out, [*options.text, *options.replay])
+    require_own(out, RECORD, ("extended", "train.jsonl", "replay.jsonl", "recipe.yaml", "run", BEFORE))
+    train, heldout = divided_text(options.text)
     given = [*options.text, *options.replay]
+    known = (out / RECORD).read_bytes() if (out / RECORD).exists() else b""
     bind(
         out,
         [(str(file), file) for name in given for path in expand_paths(name) for file in list_files(path)],
         options.model_dump(mode="json", exclude={"out"}),
-        prepared=[out / "fertility.json"],
+        prepared=[out / "run" / name for name in PREPARED],
         cure="Give the same options to resume it, or another --out",
     )
+    if (out / RECORD).read_bytes() != known:  # nothing was trained yet: what other options made is of no use
+        for name in (FERTILITY, "train.jsonl", "replay.jsonl"):
+            (out / name).unlink(missing_ok=True)
     fertility = extend_model(options, train, heldout, out)
     say(f"{options.language}: {fertility}")
     _write_rows(out / "train.jsonl", train)
@@ -177,7 +184,7 @@ def extend_model(
     options: LanguageOptions, train: Sequence[str], heldout: Sequence[str], out: Path
 ) -> Fertility:
     """Write ``out/extended``, the model with new tokens, unless it is there. Return the fertility."""
-    done = out / "fertility.json"
+    done = out / FERTILITY
     if done.exists():
         return Fertility(**json.loads(done.read_text(encoding="utf-8")))
     extended, found = _extended(options, train, heldout)
@@ -210,6 +217,8 @@ def save_extended(folder: Path, extended: ExtendedVocabulary, base: str) -> None
     Plain weights keep their dtype, and blocks are unpacked into fp32. One tensor is in memory at a time.
     """
     source, read = ModelSource(base), weight_reader(base)
+    if source.adapter is not None:
+        refuse_adapter(source.adapter, "a larger vocabulary")
     dtype = source.stored_dtype
     old = extended.tokenizer.vocab_size - len(extended.pieces)
 

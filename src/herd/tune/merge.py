@@ -18,6 +18,7 @@ Shapes: N tokens of the examples, D model dim.
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import warnings
@@ -36,13 +37,13 @@ from ..checkpoint.adapter_config import has_model_and_adapter
 from ..checkpoint.adapters import export_gguf_adapter, read_adapter
 from ..checkpoint.gguf_folder import encoded, write_gguf_folder
 from ..checkpoint.lineage import Lineage, load_lineage, update_lineage
-from ..checkpoint.paths import ADAPTER
+from ..checkpoint.paths import ADAPTER, require_replaceable
 from ..checkpoint.verified import hash_file
 from ..data.batch import IGNORE
 from ..data.builtin import read_parallel
 from ..data.tuning import Example, read_tuning
 from ..dtypes import torch_dtype
-from ..errors import CheckpointError, DataError, QuantError
+from ..errors import CheckpointError, DataError, QuantError, StorageError
 from ..evals.bpb import chunk_tokens
 from ..evals.fidelity import compare_logits
 from ..evals.windows import from_texts
@@ -51,7 +52,7 @@ from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..llama.streamed import StreamedModel
 from ..quant import blocks
-from ..quant.formats import PLAIN, Q4_K, TYPES, Format, Scheme, find_format, scheme
+from ..quant.formats import FORMATS, PLAIN, Q4_K, TYPES, Format, Scheme, find_format, scheme
 from ..quant.gptq import Gptq
 from ..text import Rendered, Tokenizer
 from ..train.sources.tuning import TuningData
@@ -116,13 +117,15 @@ def merge_adapter(
     force: bool = False,
     least: float = MIN_SURVIVED,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> MergeReport:
     """Merge an adapter into its base, write it as ``to`` (fp32, bf16 or a packed format), and measure it.
 
     ``examples`` are files to measure on (default: the held-out part of the tuning data). ``gptq`` fits packed
     weights to the part of the tuning data that was trained on. With ``repair``, they are trained on that
     number of its tokens (`repair.py`), and ``on_step`` receives the record of each step. If less than
-    ``least`` of the update survives, nothing is written unless ``force``.
+    ``least`` of the update survives, nothing is written unless ``force``. ``say`` is told what is done, which
+    may take minutes.
     """
     source = _adapter_source(folder)
     assert source.adapter is not None
@@ -136,6 +139,8 @@ def merge_adapter(
     if trained_on is not None and trained_on != checkpoint_hash(source.path):
         warnings.warn(f"{folder}: was trained on other weights than those of {source.path}", stacklevel=2)
     storage = _storage(to, source.config)
+    out = Path(out).absolute()
+    require_replaceable(out, source.path, source.adapter)
     if isinstance(storage, torch.dtype) and (gptq or repair):
         raise QuantError(f"--to {to}: --gptq and --repair are for packed formats only; leave them out")
     if gptq and repair:
@@ -159,9 +164,13 @@ def merge_adapter(
                 )
         elif gptq and isinstance(storage, Scheme):
             rows_of = _fitted_rows(source.config, tuned.merged, storage, held_out)
-        _write(
-            staging, source, tuned.merged, storage, to, tokenizer, rows_of, {"gptq": gptq, "repair": repair}
-        )
+        say(f"rounding to {to}")
+        made = {"gptq": gptq, "repair": repair}
+        try:
+            _write(staging, source, tuned.merged, storage, to, tokenizer, rows_of, made)
+        except StorageError as error:  # name the folder that the user asked for
+            raise StorageError(str(error).replace(str(staging), str(out))) from error
+        say(f"comparing with base + adapter on {held_out.name}")
         report = _measured(staging, out, to, base, tuned, held_out, storage)
         if report.survived >= least or force:
             lineage = load_lineage(staging if isinstance(storage, torch.dtype) else staging / "model.gguf")
@@ -258,9 +267,12 @@ def _storage(to: str, config: ModelConfig) -> torch.dtype | Scheme:
     """Return the dtype or the scheme of formats that ``to`` names. Raises `QuantError` for an unknown one."""
     if to.lower() in ("fp32", "bf16"):
         return torch_dtype(to.lower())
-    format = find_format(to)
-    if format.name in PLAIN:
-        raise QuantError(f"--to {to}: give fp32, bf16, or a packed format such as Q8_0, Q4_K or Q4_0")
+    try:
+        format = find_format(to)
+    except QuantError:
+        format = None
+    if format is None or format.name in PLAIN:
+        raise QuantError(f"--to {to}: give fp32, bf16, gguf-adapter or one of {', '.join(FORMATS)}")
     chosen = scheme(format)
     chosen = _FallbackScheme(chosen.linears, chosen.embeddings, chosen.head)
     chosen.plan(config)
@@ -352,6 +364,11 @@ def _measured(
         ]
     )
     update_kl, merged_kl = _kl(tuned, tuned_ND, base, base_ND), _kl(tuned, tuned_ND, final, final_ND)
+    if not math.isfinite(update_kl):
+        raise QuantError(
+            f"base + adapter gives probabilities that are not finite on {held_out.name}: train the adapter "
+            "again with a lower learning rate"
+        )
     survived = 1.0 if merged_kl == 0 else max(0.0, 1 - merged_kl / update_kl) if update_kl > 0 else 0.0
     return MergeReport(
         folder=str(out),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
 
 from ..errors import RecipeError
 from ..files import write_json
-from ..train.section import Fraction, Positive, PositiveReal, Section
+from ..train.section import Positive, PositiveReal, Section
 
 FILE = "options.json"
 
@@ -26,11 +28,11 @@ class TuneOptions(Section):
     lr: PositiveReal | None = None
     steps: Positive | None = None
     tokens: Positive | None = None
-    epochs: PositiveReal | None = None
+    epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     context: Positive | None = None
     heldout: str | None = None
     replay: tuple[str, ...] = ()
-    replay_share: Fraction = 0.2
+    replay_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     beta: PositiveReal = 0.1
     tasks: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
@@ -38,9 +40,7 @@ class TuneOptions(Section):
 
     def store(self) -> None:
         """Write the options into ``out``."""
-        path = Path(self.out) / FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, self.model_dump(mode="json"))
+        write_json(Path(self.out) / FILE, self.model_dump(mode="json"))
 
     def require_same(self) -> None:
         """Raise `RecipeError` naming the first difference from the options of the run in ``out``."""
@@ -57,8 +57,14 @@ class TuneOptions(Section):
 
 
 def stored_options(folder: Path) -> TuneOptions | None:
-    """Return the options of the run in a folder, or None if there is no run."""
+    """Return the options of the run in a folder, or None if there is no run.
+
+    Raises `RecipeError` if the file is not one of herd tune.
+    """
     path = folder / FILE
     if not path.is_file():
         return None
-    return TuneOptions.model_validate_json(path.read_text(encoding="utf-8"))
+    try:
+        return TuneOptions.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise RecipeError(f"{path}: is not from herd tune; restore it, or give another folder") from error

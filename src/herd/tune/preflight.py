@@ -15,6 +15,7 @@ from ..evals.contamination import overlaps
 from ..evals.tasks import make_task
 from ..evals.tasks.data import Data
 from ..machine import available_memory
+from ..report.units import duration
 from ..train import parallel
 from ..train.objectives import batch_loss
 from ..train.parallel import Ranks
@@ -128,7 +129,7 @@ def screen(preflight: Preflight) -> list[tuple[str, str]]:
     counts = ", ".join(f"{n:,} {name}" for name, n in preflight.formats.items())
     lines = [
         ("model", f"{preflight.model}, {preflight.n_params / 1e6:,.1f} M parameters"),
-        ("data", f"{counts}: {preflight.n_tokens:,} tokens, {preflight.n_trained:,} of them trained"),
+        ("data", f"rows: {counts}; {preflight.n_tokens:,} tokens, {preflight.n_trained:,} of them trained"),
         ("longest", ", ".join(f"{size:,} tokens at {where}" for where, size in preflight.longest)),
         ("set aside", _set_aside(preflight.set_aside)),
         ("trained", preflight.mask),
@@ -141,7 +142,7 @@ def screen(preflight: Preflight) -> list[tuple[str, str]]:
             f"{preflight.dtype}",
         ),
         ("memory", f"{preflight.memory / 1e9:.1f} GB of {preflight.memory_free / 1e9:.1f} GB free"),
-        ("speed", f"{preflight.tokens_per_s:,.0f} tokens/s: {preflight.seconds / 60:,.1f} minutes"),
+        ("speed", f"{preflight.tokens_per_s:,.0f} tokens/s: {duration(preflight.seconds)}"),
     ]
     for name, share in preflight.overlap.items():
         text = f"{100 * share:.1f} % of {name}'s items share 13 words in a row with the data"
@@ -154,7 +155,8 @@ def _set_aside(rows: Sequence[SetAside]) -> str:
     if not rows:
         return "no row"
     reasons = reasons_of(rows)
-    return f"{len(rows):,} rows: {'; '.join(reasons[:5])}" + ("; …" if len(reasons) > 5 else "")
+    count = "1 row" if len(rows) == 1 else f"{len(rows):,} rows"
+    return f"{count}: {'; '.join(reasons[:5])}" + ("; …" if len(reasons) > 5 else "")
 
 
 def _rows(run: Prepared) -> Sequence[Example | AnswerPair]:

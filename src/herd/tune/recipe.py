@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import ModelSource
-from ..data.tuning import AnswerPair, Example, TuningRows, read_tuning
+from ..checkpoint.adapter_config import refuse_adapter
+from ..data.tuning import LEAST, AnswerPair, Example, SetAside, TuningRows, read_tuning
 from ..dtypes import fast_dtype
 from ..errors import DataError, RecipeError
 from ..files import write_atomically
 from ..machine import available_memory
 from ..text import Tokenizer
 from ..text.tool_support import with_tool_support
+from ..train import parallel
 from ..train.recipe import Recipe, parse_recipe
 from ..train.recipe_yaml import write_yaml
 from .method import MethodChoice, choose_method, default_lr
@@ -43,27 +45,23 @@ class Prepared:
 
 
 def prepare_run(options: TuneOptions) -> Prepared:
-    """Read the data, choose what the user left open, and write ``recipe.yaml`` into the run's folder.
+    """Read the data, choose what the user left open, and write options and recipe into the run's folder.
 
-    Raises `DataError` if no token would be trained.
+    Raises `DataError` if no token would be trained, and `RecipeError` if the memory does not suffice.
     """
-    source = ModelSource(options.model)
-    config, tokenizer = source.config, source.tokenizer
-    if tokenizer is None:
-        raise DataError(f"{options.model}: has no tokenizer, and tuning needs one")
+    source, tokenizer, data = read_examples(options.model, options.data, options.context)
+    if source.adapter is not None:
+        refuse_adapter(source.adapter, "tuning")
+    config = source.config
     notes = []
-    longest = min(options.context or MAX_CONTEXT, config.max_context)
-    data = read_tuning(options.data, tokenizer, longest, mask_ends=True)
-    if any("with tools" in name for name in data.formats) and not tokenizer.require_chat().supports_tools:
-        tokenizer = with_tool_support(tokenizer)
+    if tokenizer is not source.tokenizer:
         notes.append("the chat template has no tools; one with tools in ChatML is added to the result")
-        data = read_tuning(options.data, tokenizer, longest, mask_ends=True)
     objective = options.objective
     if objective == "auto":
         objective = "dpo" if data.pairs and not data.examples else "sft"
-    rows: Sequence[Example | AnswerPair]
-    rows = data.require_pairs() if objective == "dpo" else data.require_examples()
-    context = options.context or fitting_context(rows, config.max_context)
+    rows, context = _trained_rows(options, objective, tokenizer, data, config.max_context)
+    if options.heldout is None and len(rows) < LEAST:
+        notes.append("too few to hold some out: nothing is measured on your data; give --heldout FILE")
     out = Path(options.out)
     if tokenizer is not source.tokenizer:
         tokenizer.save(out / "chat", model_max_length=config.max_context)
@@ -75,6 +73,13 @@ def prepare_run(options: TuneOptions) -> Prepared:
         config, options.method, rows=micro, context=context, dtype=dtype, rank=options.rank,
         packed_nbytes=packed, memory=available_memory(),
     )  # fmt: skip
+    free = available_memory()
+    if choice.nbytes > free and parallel.device_of_rank().type == "cpu":
+        raise RecipeError(
+            f"{choice.method} needs {choice.nbytes / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
+            f"give a smaller --context than {context}, a smaller --rank, or a quantized model and --method "
+            "qlora"
+        )
     kinds = {"rslora": options.rslora, "dora": options.dora}
     if choice.method == "full" and any(kinds.values()):
         names = ", ".join(f"--{name}" for name, given in kinds.items() if given)
@@ -108,19 +113,69 @@ def prepare_run(options: TuneOptions) -> Prepared:
         fields["objective"] |= {"reference": _absolute(options.model), "beta": options.beta}
     text = write_yaml(fields)
     recipe = parse_recipe(text, str(out / FILE))
+    options.store()
     write_atomically(out / FILE, text)
     return Prepared(recipe, tokenizer, data, choice, source, tuple(notes))
 
 
+def read_examples(
+    model: str, paths: Sequence[str], context: int | None
+) -> tuple[ModelSource, Tokenizer, TuningRows]:
+    """Return a model, the tokenizer to tune it with, and the rows of files, as long as ``context`` allows.
+
+    The tokenizer is the model's own, or has a template with tools too, if rows have tools that it lacks.
+    """
+    source = ModelSource(model)
+    most = source.config.max_context
+    if context is not None and context > most:
+        raise RecipeError(f"--context {context} exceeds the {most} tokens of {model}; give less")
+    tokenizer = source.tokenizer
+    if tokenizer is None:
+        raise DataError(f"{model}: has no tokenizer; put its tokenizer.json or tokenizer.model there")
+    longest = min(context or MAX_CONTEXT, most)
+    data = read_tuning(paths, tokenizer, longest, mask_ends=True)
+    if any("with tools" in name for name in data.formats) and not tokenizer.require_chat().supports_tools:
+        tokenizer = with_tool_support(tokenizer)
+        data = read_tuning(paths, tokenizer, longest, mask_ends=True)
+    return source, tokenizer, data
+
+
+def _trained_rows(
+    options: TuneOptions, objective: str, tokenizer: Tokenizer, data: TuningRows, most: int
+) -> tuple[Sequence[Example | AnswerPair], int]:
+    """Return the rows of a run and its context. Every other row is set aside in ``data``.
+
+    Raises DataError if there are none, also among those that are held out or mixed in.
+    """
+    rows: Sequence[Example | AnswerPair] = (
+        data.require_pairs() if objective == "dpo" else data.require_examples()
+    )
+    context = options.context or fitting_context(rows, most)
+    others, why = (
+        (data.examples, "not a pair of answers, as all rows of dpo must be")
+        if objective == "dpo"
+        else (data.pairs, "a pair of answers among dialogs or texts; tune pairs on their own")
+    )
+    data.set_aside += [SetAside(row.where, why) for row in others]
+    others.clear()
+    if objective == "dpo" and options.replay:
+        raise DataError("--replay: nothing can be mixed into pairs of answers; leave it out")
+    for path in (*options.replay, *([options.heldout] if options.heldout else [])):
+        found = read_tuning([path], tokenizer, context, mask_ends=True)
+        _ = found.require_pairs() if objective == "dpo" else found.require_examples()
+        data.set_aside += found.set_aside
+    return rows, context
+
+
 def fitting_context(rows: Sequence[Example | AnswerPair], limit: int) -> int:
-    """Return the context: a multiple of 64 from 256 to ``limit`` that the longest example fits in."""
+    """Return the context: a multiple of 64 from 512 to ``limit`` that the longest example fits in."""
     lengths = [
         len(row.rendered.ids)
         if isinstance(row, Example)
         else 2 * max(len(row.chosen.ids), len(row.rejected.ids))
         for row in rows
     ]
-    wanted = -(-max(lengths) // 64) * 64
+    wanted = -(-max(lengths, default=0) // 64) * 64
     return min(limit, max(512, wanted))
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,8 +22,9 @@ import torch
 
 from ..checkpoint import checkpoint_hash, load_config, load_model
 from ..data.builtin import read_parallel
-from ..data.corpus import Document, read_corpus
+from ..data.corpus import Document, read_corpus, require_apart
 from ..data.pairs import PairStream
+from ..errors import TrainingError
 from ..evals.bootstrap import wilson
 from ..evals.bpb import Compression, compare_compression, compression
 from ..evals.harness import run_task
@@ -29,25 +32,27 @@ from ..evals.local import CheckpointModel
 from ..evals.tasks import make_task
 from ..evals.tasks.data import Data
 from ..evals.windows import from_texts
-from ..files import write_json
+from ..files import require_own, write_json
 from ..llama.model import LlamaLM
+from ..machine import lock_folder
 from ..quant.linear import use_exact_products
 from ..text import Tokenizer
 from ..train.heldout import heldout_loss
 from ..train.loop import TrainResult
 from ..train.objectives.dpo import answer_log_probs
 from ..train.recipe import Recipe, read_recipe
-from ..train.run import bind_data, prepare, run_recipe
+from ..train.run import PREPARED, bind_data, prepare, run_recipe
 from ..train.sources.base import padding
 from ..train.sources.tuning import PreferenceData
-from .options import TuneOptions
+from .options import FILE as OPTIONS
+from .options import TuneOptions, stored_options
 from .recipe import FILE, Prepared, prepare_run
 
 OTHER_BYTES = 4_000
 """Bytes of text of each language, or of each file, to measure what was forgotten."""
 TASK_ITEMS = 200
 BEFORE = "before.json"
-"""The measurements of the model before, the first file that a run writes once it has begun."""
+"""The measurements of the model before."""
 
 
 @dataclass(frozen=True)
@@ -75,30 +80,52 @@ class Tuned:
 def open_run(options: TuneOptions) -> Prepared | None:
     """Return a new run, ready to start, or None if the same run has begun in ``options.out`` already.
 
-    What was only looked at (``--check``) or refused has not begun, and other options replace it. Raises
-    `RecipeError` if another run has begun, and `DataError` naming a data file that was edited since.
+    Until the first state is saved a run has not begun, and other options replace it. Raises
+    `RecipeError` if another run has begun, `DataError` naming a data file that is missing or was edited
+    since, and `StorageError` if the folder has other files. Keep the folder locked (`lock_run`) until `tune`
+    returns.
     """
     out = Path(options.out)
-    if (out / BEFORE).exists():
+    heldout = [options.heldout] if options.heldout else []
+    require_apart(out, [*options.data, *options.replay, *options.other, *heldout])
+    stored_options(out)
+    require_own(out, OPTIONS, (FILE, BEFORE, "tasks", *PREPARED))
+    if any((out / name).exists() for name in ("state", "model", "adapter")):
         options.require_same()
         recipe = read_recipe(out / FILE)
         bind_data(recipe, Path(recipe.out))
         return None
-    prepared = prepare_run(options)
-    options.store()
-    return prepared
+    (out / BEFORE).unlink(missing_ok=True)  # of other options, or of data that was edited since
+    return prepare_run(options)
+
+
+def lock_run(out: Path) -> AbstractContextManager[None]:
+    """Keep other processes from tuning into ``out``. Training has a lock of its own there."""
+    return lock_folder(out, ".tune.lock")
 
 
 def tune(
-    options: TuneOptions, data: Data, *, on_step: Callable[[dict[str, Any]], None] | None = None
+    options: TuneOptions,
+    data: Data,
+    *,
+    on_step: Callable[[dict[str, Any]], None] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Tuned:
-    """Measure, train and measure again, as the recipe in ``options.out`` says. Call `open_run` before."""
+    """Measure, train and measure again, as the recipe in ``options.out`` says. Call `open_run` before.
+
+    ``say`` is told what is measured, which may take minutes.
+    """
     out = Path(options.out)
     recipe = read_recipe(out / FILE)
     bind_data(recipe, Path(recipe.out))
-    before = kept(out / BEFORE, lambda: _measure(options, recipe, str(recipe.model.start), data))
+
+    def measured(when: str, source: str) -> dict[str, Any]:
+        say(f"measuring the model {when}: {', '.join(('held-out rows', 'other texts', *options.tasks))}")
+        return _measure(options, recipe, source, data)
+
+    before = kept(out / BEFORE, lambda: measured("before", str(recipe.model.start)))
     folder, result = run_recipe(recipe, on_step=on_step)
-    after = kept(out / "after.json", lambda: _measure(options, recipe, str(folder), data))
+    after = kept(out / "after.json", lambda: measured("after", str(folder)))
     changes = list(_changes(before, after))
     write_json(out / "changes.json", [vars(change) for change in changes])
     return Tuned(folder, result, changes)
@@ -138,8 +165,9 @@ def _measure(options: TuneOptions, recipe: Recipe, source: str, data: Data) -> d
 def _other_texts(paths: Sequence[str]) -> Iterable[tuple[str, list[Document]]]:
     """Yield the texts to measure forgetting on: the user's files, or Herd's sentences by language."""
     if paths:
-        for path in paths:
-            yield Path(path).stem, list(islice(read_corpus(path), 200))
+        stems = [Path(path).stem for path in paths]
+        for path, stem in zip(paths, stems, strict=True):
+            yield path if stems.count(stem) > 1 else stem, list(islice(read_corpus(path), 200))
         return
     by_language: dict[str, list[Document]] = {}
     for document in read_parallel():
@@ -199,14 +227,21 @@ def _changes(before: dict[str, Any], after: dict[str, Any]) -> Iterable[Change]:
         )  # fmt: skip
     for name, score in before["tasks"].items():
         other = after["tasks"][name]
-        if "value" in score and "value" in other:
+        if failed := score.get("failed") or other.get("failed"):
+            warnings.warn(f"task {name} is not compared, because it failed: {failed}", stacklevel=2)
+        else:
             yield Change(f"task {name}", score["unit"], score["value"], other["value"], lower_is_better=False)
     for name in before["other"]:
         yield text_change(name, before["other"][name], after["other"][name])
 
 
 def compression_record(measured: Compression) -> dict[str, list[float]]:
-    """Return the sums of each document of a text, to be stored."""
+    """Return the sums of each document of a text, to be stored. Raises `TrainingError` for a broken model."""
+    if not np.isfinite(measured.bits).all():
+        raise TrainingError(
+            "the model gives probabilities that are not finite: it is damaged, or was trained at too high a "
+            "learning rate; train again with a lower --lr into another --out"
+        )
     return {key: getattr(measured, key).tolist() for key in ("bits", "n_bytes", "n_tokens")}
 
 
