@@ -50,6 +50,9 @@ def test_dialogs_are_written_once_and_continued(tokenizer, tmp_path):
     files[-1].unlink()
     write_own_text(teacher, tokenizer, tmp_path / "own", 3000, seed=0)
     assert [path.read_bytes() for path in files] == before
+    rows = [json.loads(line) for line in files[0].read_text().split("\n")[:-1]]
+    rows[0]["messages"][0]["content"] += "\u2028 \x85"  # ends of lines for `str.splitlines`
+    files[0].write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     write_own_text(teacher, tokenizer, tmp_path / "own", 3000, seed=0)
     assert len(calls) == 2
 

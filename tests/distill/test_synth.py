@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,7 +17,9 @@ from herd.data.near_duplicates import NearDuplicates
 from herd.data.read_dialogs import read_dialogs
 from herd.data.sources import Document
 from herd.distill.synth import SeedPrompt, SynthOptions, prompts_from_documents, read_prompts, synthesize
-from herd.errors import DataError
+from herd.distill.verify import verify
+from herd.errors import ContextError, DataError, EngineError, StorageError
+from herd.tools import Sandbox
 
 SCHEMA = {
     "type": "object",
@@ -217,6 +221,82 @@ def test_passages_become_questions_with_the_passage_as_the_answer(tmp_path):
     assert text.startswith(dialog.messages[1]["content"][:20]) or dialog.messages[1]["content"] in text
 
 
+def test_an_answer_with_any_line_end_is_kept_and_a_failing_teacher_loses_no_finished_prompt(tmp_path):
+    """U+2028 and U+0085 end lines for `str.splitlines`, and not in JSON lines."""
+    prompts = [
+        SeedPrompt(f"p{n}", [{"role": "user", "content": f"{n}?"}], {"answer": str(n)}) for n in range(9)
+    ]
+    asked: list[str] = []
+
+    class Teacher:
+        name, hash = "teacher", "1"
+
+        def answers(self, prompts, options):
+            for messages in prompts:
+                if len(asked) == 4:
+                    raise EngineError("the server has gone")
+                asked.append(messages[0]["content"])
+                yield [(f"It is \u2028 \x85 {asked[-1][:-1]}", 10)]
+
+    with pytest.raises(EngineError, match="has gone"):
+        synthesize(prompts, Teacher(), tmp_path, SynthOptions(similarity=1.0))
+    asked.append("")
+    found = synthesize(prompts, Teacher(), tmp_path, SynthOptions(similarity=1.0))
+    assert found.finished
+    assert found.n_lines == 9
+    assert len(asked) == 10
+    assert len(list(read_dialogs(found.shards[0]))) == 9
+
+
+def test_a_refused_prompt_is_left_out_and_the_others_are_answered(tmp_path, capsys):
+    prompts, teacher = planted("solver", 10, share=0.0)
+
+    class Short:
+        name, hash = "short", "1"
+        refuse = (3,)
+
+        def answers(self, asked, options):
+            told = teacher.answers(asked, options)
+            return [ContextError("too long") if n in self.refuse else each for n, each in enumerate(told)]
+
+    found = synthesize(prompts, Short(), tmp_path / "one", SynthOptions(similarity=1.0))
+    assert found.finished
+    assert found.n_lines == 9
+    assert found.refused == [f"{prompts[3].where}: too long"]
+    every = Short()
+    every.refuse = tuple(range(10))
+    with pytest.raises(DataError, match="too long"):
+        synthesize(prompts, every, tmp_path / "all", SynthOptions(similarity=1.0))
+
+
+def test_a_full_disk_is_named_with_the_journal(tmp_path, monkeypatch):
+    prompts, teacher = planted("solver", 3, share=0.0)
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Teacher:
+        name, hash = "teacher", "1"
+
+        def answers(self, asked, options):
+            monkeypatch.setattr(os, "fsync", full)
+            return teacher.answers(asked, options)
+
+    with pytest.raises(StorageError, match=r"journal\.jsonl: cannot be written \(No space.* continues"):
+        synthesize(prompts, Teacher(), tmp_path, SynthOptions())
+
+
+def test_the_work_of_others_is_not_replaced(tmp_path):
+    prompts, teacher = planted("solver", 3, share=0.0)
+    (tmp_path / "a" / "shards").mkdir(parents=True)
+    with pytest.raises(StorageError, match="is there already"):
+        synthesize(prompts, teacher, tmp_path / "a", SynthOptions())
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "options.json").write_text('{"model": "smollm2"}')
+    with pytest.raises(DataError, match="is not from herd synth"):
+        synthesize(prompts, teacher, tmp_path / "b", SynthOptions())
+
+
 class Stub(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
@@ -248,21 +328,93 @@ def test_the_verb_asks_an_endpoint_and_says_what_it_did(tmp_path, capsys):
         url = f"http://127.0.0.1:{server.server_port}"
         words = ["synth", str(file), "--teacher", url, "--out", str(tmp_path / "out"), "--similarity", "1"]
         assert run(words) == 0
-        said = capsys.readouterr().out
+        said, shown = capsys.readouterr()
         server.shutdown()
+    assert "11 of 11 prompts" in shown
     assert "11 of 11 prompts answered, 132 tokens" in said
     assert "solver: 10 answers accepted, 1 rejected" in said
     assert Path(tmp_path / "out" / "shards" / "00000.jsonl").exists()
 
 
-def test_a_bad_schema_or_prompt_is_refused_before_anything_is_asked(tmp_path):
+class Liar(Stub):
+    """A server that answers in the way that the first part of its path names."""
+
+    def do_POST(self):
+        way = self.path.split("/")[1]
+        self.rfile.read(int(self.headers["Content-Length"]))
+        content = {"int": 4, "parts": [{"type": "text", "text": "4"}], "half": "It is 4. \ud800"}.get(
+            way, "It is 4."
+        )
+        usage = {"nousage": None, "negative": {"total_tokens": -9}, "list": [1]}.get(
+            way, {"total_tokens": 12}
+        )
+        self.reply({"choices": [{"message": {"content": content}}], "usage": usage})
+
+
+@pytest.mark.parametrize(("way", "code", "said"), [
+    ("honest", 0, "12 tokens"), ("list", 0, "0 tokens"), ("half", 0, "1 answers accepted"),
+    ("int", 1, "an answer without text"), ("parts", 1, "an answer without text"),
+    ("nousage", 1, "does not count tokens"), ("negative", 1, "does not count tokens"),
+])  # fmt: skip
+def test_what_a_lying_server_says_is_one_line(tmp_path, capsys, way, code, said):
     file = tmp_path / "prompts.jsonl"
-    file.write_text(json.dumps({"prompt": "a", "schema": {"type": "nonsense"}}) + "\n")
-    with pytest.raises(DataError):
+    file.write_text(json.dumps({"prompt": "What is 2 + 2?", "answer": 4}) + "\n")
+    budget = ["--budget-tokens", "1000"] if way in ("nousage", "negative") else []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Liar) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{way}"
+        words = [
+            "synth",
+            str(file),
+            "--teacher",
+            url,
+            "--model",
+            "m",
+            "--out",
+            str(tmp_path / "out"),
+            *budget,
+        ]
+        assert run(words) == code
+        shown = capsys.readouterr()
+        assert said in shown.out + shown.err
+        if code == 0:
+            assert run([*words, "--json"]) == 0
+            record = json.loads(capsys.readouterr().out)
+            assert record["accepted"] == {"solver": 1}
+            assert record["finished"]
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("row", "said"), [
+    ({"prompt": "a", "schema": {"type": "nonsense"}}, "prompts.jsonl:1: schema"), ({"question": "a"}, "no prompt"),
+    ({"prompt": "a", "expression": "1 +* 2"}, "prompts.jsonl:1: expression"), ({"prompt": "a", "tests": 5}, "asserts"),
+    ({"prompt": "\ud800"}, "surrogate"), ({"messages": ["a"]}, "role and content"),
+    ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "ends with an answer"),
+])  # fmt: skip
+def test_a_bad_prompt_is_refused_before_anything_is_asked(tmp_path, row, said):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=said):
         read_prompts(file)
-    file.write_text(json.dumps({"question": "a"}) + "\n")
-    with pytest.raises(DataError, match="no prompt"):
-        read_prompts(file)
+
+
+def test_an_answer_of_zero_and_a_list_of_tests_verify(tmp_path):
+    """Zero is an answer. A list of asserts would run as a list of texts, which every program passes."""
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "1 - 1?", "answer": 0}, {"prompt": "Write f.", "tests": ["assert f(1) == 2"]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    zero, program = (prompt.check for prompt in read_prompts(file))
+    with Sandbox() as sandbox:
+        said = ["It is 0.", "It is 7."]
+        assert [each.accepted for each in verify(zero, said, sandbox, 0.4)] == [True, False]
+        said = ["def f(x): return x + 1", "def f(x): return x"]
+        assert [each.accepted for each in verify(program, said, sandbox, 0.4)] == [True, False]
+
+
+def test_one_sample_of_unverified_answers_is_refused(tmp_path, capsys):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    assert run(["synth", str(tmp_path / "prompts.jsonl"), "--samples", "1"]) == 1
+    assert "give at least --samples 3" in capsys.readouterr().err
 
 
 def test_the_verb_needs_prompts_or_documents(capsys):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -45,17 +45,21 @@ def synth_command(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
-    from ..data.corpus import read_corpus
+    from ..data.corpus import read_corpus, require_apart
     from ..distill.synth import SynthOptions, open_teacher, prompts_from_documents, read_prompts, synthesize
 
     if (prompts is None) == (documents is None):
         raise DataError("give either a file of prompts or --documents TEXT")
+    if documents is not None:
+        require_apart(out, [documents])
     if budget_usd is not None and not usd_per_mtok:
         raise DataError("--budget-usd needs --usd-per-mtok, the price of a million tokens")
     asked = (
         read_prompts(prompts) if prompts is not None else prompts_from_documents(list(read_corpus(documents)))
     )
     unverified = any(not prompt.check and not prompt.passage for prompt in asked)
+    if unverified and samples == 1:
+        raise DataError("--samples 1: answers that nothing verifies are compared; give at least --samples 3")
     options = SynthOptions(
         samples=samples or (5 if unverified else 1), temperature=temperature, max_tokens=max_tokens,
         agree=agree, similarity=similarity, budget_tokens=budget_tokens, budget_usd=budget_usd,
@@ -64,18 +68,24 @@ def synth_command(
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with progress_display("synth", *columns) as bar:
         task = bar.add_task("synth", total=len(asked))
-        found = synthesize(
-            asked, open_teacher(teacher, name), out, options, lambda done, _: bar.update(task, completed=done)
-        )
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done)
+            if bar.disable:  # in a log file
+                print(f"{done:,} of {total:,} prompts", file=sys.stderr, flush=True)
+
+        found = synthesize(asked, open_teacher(teacher, name), out, options, show)
     if as_json:
-        record = dataclasses.asdict(found) | {"shards": [str(path) for path in found.shards]}
-        print_json(record | {"finished": found.finished})
+        print_json(vars(found) | {"shards": [str(path) for path in found.shards], "finished": found.finished})
         return
     cost = f", {found.usd:.2f} USD" if usd_per_mtok else ""
     print(f"{found.n_done:,} of {found.n_prompts:,} prompts answered, {found.tokens:,} tokens{cost}")
     for method in sorted({*found.accepted, *found.rejected}):
         right, wrong = found.accepted[method], found.rejected[method]
-        print(f"{method}: {right:,} answers accepted, {wrong:,} rejected")
+        why = f", most often: {found.reasons[method].most_common(1)[0][0]}" if wrong else ""
+        print(f"{method}: {right:,} answers accepted, {wrong:,} rejected{why}")
+    if found.refused:
+        print(f"{len(found.refused):,} prompts left out that the teacher refused, such as {found.refused[0]}")
     print(f"{found.n_lines:,} dialogs in {out / 'shards'}, {found.n_duplicates:,} near-duplicates left out")
     if not found.finished:
         print("the budget is spent; the same command with a larger one continues")

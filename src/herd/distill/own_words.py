@@ -51,9 +51,8 @@ def write_own_text(
             if empty == EMPTY_FILES:
                 raise DataError(f"{folder}: the teacher writes nothing that can be used: give --text")
             write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        total += sum(
-            _length(json.loads(line), tokenizer) for line in path.read_text(encoding="utf-8").splitlines()
-        )
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # a text may have other line ends
+        total += sum(_length(json.loads(line), tokenizer) for line in lines)
         number += 1
         on_tokens(total)
 

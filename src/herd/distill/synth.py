@@ -1,8 +1,9 @@
 """Make training data with a teacher: prompts, answers, verification, removal of near-duplicates, shards.
 
 Every prompt ends as a line of ``journal.jsonl`` (its answers, which were accepted and why not, and tokens),
-which is flushed before the next prompt counts as done. So a killed run loses at most the answers that were
-being written, and the same command continues. When all prompts are done or the budget is spent, accepted
+which is flushed as soon as its answers are there. So a killed run loses at most the answers that were being
+written, and the same command continues. A prompt that the teacher refuses (it is too long) is left out with
+the reason, and asked again at the next start. When all prompts are done or the budget is spent, accepted
 answers become shards of dialogs, each line with its provenance. Idea and constants: Llama 3.1 (paper, section
 4.3): rejection sampling with execution feedback, and back-translation.
 """
@@ -13,8 +14,9 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -25,21 +27,21 @@ from ..data.rows import read_rows
 from ..data.sources import Document
 from ..engine import Engine, Sampling
 from ..engine import Request as EngineRequest
-from ..errors import DataError
+from ..errors import DataError, HerdError, StorageError
 from ..evals.endpoint import EndpointModel
 from ..evals.tasks.json_schema import check_schema
-from ..files import whole_folder, write_json
+from ..files import require_own, whole_folder, write_json
 from ..machine import lock_folder
 from ..text import Tokenizer
 from ..tools import Sandbox
-from .verify import verify
+from .verify import verify, wanted_answer
 
 JOURNAL, OPTIONS = "journal.jsonl", "options.json"
 CHECKS = ("tests", "expression", "answer", "schema")
 """Fields of a prompt that verify its answer."""
 SHARD_LINES = 10_000
 AT_ONCE = 32
-"""Prompts whose answers are written together."""
+"""Answers that are written together."""
 PASSAGE = 1_200
 """Characters of a document's passage for back-translation."""
 ASK = "Write one question that the following text answers. Write only the question.\n\n"
@@ -65,8 +67,11 @@ class AnswerTeacher(Protocol):
 
     def answers(
         self, prompts: Sequence[Sequence[Message]], options: SynthOptions
-    ) -> list[list[tuple[str, int]]]:
-        """Return ``options.samples`` answers to each prompt, with their tokens (prompt included)."""
+    ) -> Iterable[list[tuple[str, int]] | HerdError]:
+        """Yield ``options.samples`` answers to each prompt, with their tokens (prompt included).
+
+        An answer that did not end is empty. The error stands for a prompt that cannot be answered.
+        """
         ...
 
 
@@ -87,6 +92,11 @@ class SynthOptions:
     usd_per_mtok: float = 0.0
     seed: int = 0
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is a budget."""
+        return self.budget_tokens is not None or self.budget_usd is not None
+
     def spent(self, tokens: int) -> float:
         """Return the cost of some tokens in USD."""
         return tokens / 1e6 * self.usd_per_mtok
@@ -99,7 +109,11 @@ class SynthOptions:
 
 @dataclass
 class Synthesized:
-    """The outcome: counts of answers by verdict and method, and the shards if all is done."""
+    """The outcome: counts of answers by verdict and method, and the shards if all is done.
+
+    ``reasons`` counts why answers of each method were rejected, and ``refused`` has a line for each prompt
+    that the teacher refused.
+    """
 
     n_prompts: int
     n_done: int
@@ -107,14 +121,16 @@ class Synthesized:
     usd: float
     accepted: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, Counter[str]] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
     n_duplicates: int = 0
     n_lines: int = 0
     shards: list[Path] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
-        """Whether every prompt was answered."""
-        return self.n_done == self.n_prompts
+        """Whether every prompt was answered or refused."""
+        return self.n_done + len(self.refused) == self.n_prompts
 
 
 def read_prompts(path: Path) -> list[SeedPrompt]:
@@ -127,11 +143,33 @@ def read_prompts(path: Path) -> list[SeedPrompt]:
             messages = exchange(messages, "")[:1]
         if not isinstance(messages, list) or not messages:
             raise DataError(f"{row.where}: no prompt; give an object with prompt or messages")
-        check = {name: fields[name] for name in CHECKS if fields.get(name)}
-        if "schema" in check:
-            check_schema(check["schema"])
-        prompts.append(SeedPrompt(row.where, messages, check))
+        if not all(isinstance(message, dict) and "role" in message for message in messages):
+            raise DataError(f"{row.where}: messages must be objects with role and content")
+        try:
+            json.dumps(messages, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError(f"{row.where}: half a surrogate pair; repair the text") from None
+        if messages[-1]["role"] == "assistant":
+            raise DataError(f"{row.where}: ends with an answer; end with the question to the teacher")
+        try:
+            prompts.append(SeedPrompt(row.where, messages, _check_of(fields)))
+        except DataError as error:
+            raise DataError(f"{row.where}: {error}") from None
     return prompts
+
+
+def _check_of(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that verify an answer. Raises DataError for a schema or expression without sense."""
+    check = {name: fields[name] for name in CHECKS if fields.get(name) not in (None, "", [], {})}
+    if isinstance(tests := check.get("tests"), list):
+        check["tests"] = "\n".join(map(str, tests))
+    elif tests is not None and not isinstance(tests, str):
+        raise DataError("tests must be Python asserts, as one text or a list of texts")
+    if "schema" in check:
+        check_schema(check["schema"])
+    if "expression" in check:
+        wanted_answer(check)
+    return check
 
 
 def prompts_from_documents(documents: Sequence[Document]) -> list[SeedPrompt]:
@@ -158,28 +196,53 @@ def synthesize(
     """
     if not prompts:
         raise DataError("there is no prompt to answer")
-    out.mkdir(parents=True, exist_ok=True)
+    require_own(out, OPTIONS, (JOURNAL, "shards"))
     with lock_folder(out):
         journal = out / JOURNAL
         done = _read_journal(journal)
         _bind(out, prompts, teacher, options, begun=bool(done))
-        tokens = sum(record["tokens"] for record in done.values())
-        waiting = [number for number in range(len(prompts)) if number not in done]
-        with Sandbox() as sandbox, journal.open("a", encoding="utf-8") as file:
-            for numbers in _parts(waiting, AT_ONCE):
-                if options.exhausted(tokens):
-                    break
-                asked = teacher.answers([prompts[number].messages for number in numbers], options)
-                for number, answers in zip(numbers, asked, strict=True):
-                    record = _judged(number, prompts[number], answers, sandbox, options)
-                    tokens += record["tokens"]
-                    done[number] = record
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        try:
+            refused = _answer_others(prompts, teacher, journal, options, done, progress)
+        except OSError as error:
+            why = f"cannot be written ({error.strerror}); free some space, and the same command continues"
+            raise StorageError(f"{journal}: {why}") from error
+        return _write_shards(prompts, teacher, out, options, done, refused)
+
+
+def _answer_others(
+    prompts: Sequence[SeedPrompt],
+    teacher: AnswerTeacher,
+    journal: Path,
+    options: SynthOptions,
+    done: dict[int, dict[str, Any]],
+    progress: Callable[[int, int], None] | None,
+) -> list[str]:
+    """Answer the prompts that are not ``done``, within the budget. Return a line for each refused prompt."""
+    tokens = sum(record["tokens"] for record in done.values())
+    waiting = [number for number in range(len(prompts)) if number not in done]
+    refused: list[str] = []
+    with Sandbox() as sandbox, journal.open("a", encoding="utf-8") as file:
+        for numbers in _parts(waiting, max(1, AT_ONCE // options.samples)):
+            if options.exhausted(tokens):
+                break
+            asked = teacher.answers([prompts[number].messages for number in numbers], options)
+            for number, answers in zip(numbers, asked, strict=True):
+                if isinstance(answers, HerdError):
+                    refused.append(f"{prompts[number].where}: {answers}")
+                    continue
+                record = _judged(number, prompts[number], answers, sandbox, options)
+                tokens += record["tokens"]
+                done[number] = record
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-                if progress is not None:
-                    progress(len(done), len(prompts))
-        return _write_shards(prompts, teacher, out, options, done)
+                if options.limited and not tokens:
+                    raise DataError(f"{teacher.name}: does not count tokens (usage), so no budget holds")
+            if refused and not done:
+                raise DataError(refused[0])
+            if progress is not None:
+                progress(len(done) + len(refused), len(prompts))
+    return refused
 
 
 def _judged(
@@ -199,7 +262,8 @@ def _judged(
             judged.append([text, good, "back-translation", "" if good else "not one question"])
         else:
             verdict = verdicts[position]
-            judged.append([text, verdict.accepted, verdict.method, verdict.why])
+            why = verdict.why if text else f"not ended within {options.max_tokens} tokens"
+            judged.append([text, verdict.accepted, verdict.method, why])
     return {"prompt": number, "tokens": sum(n for _, n in answers), "answers": judged}
 
 
@@ -214,10 +278,12 @@ def _bind(
     own = {name: value for name, value in vars(options).items() if not name.startswith(("budget", "usd"))}
     now = {"prompts (SHA-256)": digest, "teacher": teacher.name, "teacher (hash)": teacher.hash, **own}
     path = out / OPTIONS
-    if not begun or not path.exists():
+    then = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+    if "teacher (hash)" not in then:
+        raise DataError(f"{path}: is not from herd synth; give another --out")
+    if not begun:
         write_json(path, now)
         return
-    then = json.loads(path.read_text(encoding="utf-8"))
     for name, value in now.items():
         if then.get(name) != value:
             raise DataError(
@@ -235,7 +301,7 @@ def _read_journal(path: Path) -> dict[int, dict[str, Any]]:
     if len(whole) < len(data):
         with path.open("r+b") as file:
             file.truncate(len(whole))
-    for line in whole.decode("utf-8").splitlines():
+    for line in whole.decode("utf-8").split("\n")[:-1]:  # an answer may have other line ends
         record = json.loads(line)
         done[record["prompt"]] = record
     return done
@@ -247,16 +313,18 @@ def _write_shards(
     out: Path,
     options: SynthOptions,
     done: Mapping[int, dict[str, Any]],
+    refused: list[str],
 ) -> Synthesized:
     tokens = sum(record["tokens"] for record in done.values())
-    found = Synthesized(len(prompts), len(done), tokens, options.spent(tokens))
+    found = Synthesized(len(prompts), len(done), tokens, options.spent(tokens), refused=refused)
     seen = NearDuplicates(options.similarity)
     lines: list[str] = []
     for number in sorted(done):
         prompt = prompts[number]
-        for sample, (text, accepted, method, _) in enumerate(done[number]["answers"]):
+        for sample, (text, accepted, method, why) in enumerate(done[number]["answers"]):
             (found.accepted if accepted else found.rejected)[method] += 1
             if not accepted:
+                found.reasons.setdefault(method, Counter())[why] += 1
                 continue
             question = [*prompt.messages] if not prompt.passage else exchange(text.strip(), "")[:1]
             answer = text if not prompt.passage else prompt.passage
@@ -300,26 +368,36 @@ class LocalTeacher:
 
     def answers(
         self, prompts: Sequence[Sequence[Message]], options: SynthOptions
-    ) -> list[list[tuple[str, int]]]:
+    ) -> Iterator[list[tuple[str, int]] | HerdError]:
         """See `AnswerTeacher`."""
-        chat = self._tokenizer.require_chat()
-        requests = []
+        asked: list[list[EngineRequest] | HerdError] = []
         for messages in prompts:
-            ids = chat.render(messages, generation_prompt=True).ids
-            digest = hashlib.sha256(json.dumps([options.seed, ids]).encode()).digest()
-            for sample in range(options.samples):
-                seed = int.from_bytes(digest[:4], "little") + sample
-                sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens, seed=seed)
-                requests.append(EngineRequest(ids, sampling))
-        done = self._engine.run(requests)
-        told = [
+            try:
+                asked.append(self._requests(messages, options))
+            except HerdError as error:
+                asked.append(error)
+        requests = [request for each in asked if isinstance(each, list) for request in each]
+        told = iter(
             (
                 completion.text if completion.finish_reason == "stop" else "",
                 completion.prompt_tokens + len(completion.ids),
             )
-            for request, completion in zip(requests, done, strict=True)
+            for completion in self._engine.run(requests)
+        )
+        for each in asked:
+            yield list(islice(told, options.samples)) if isinstance(each, list) else each
+
+    def _requests(self, messages: Sequence[Message], options: SynthOptions) -> list[EngineRequest]:
+        """Return a request for each sample of an answer. Raises a HerdError if it cannot be answered."""
+        ids = self._tokenizer.require_chat().render(messages, generation_prompt=True).ids
+        digest = hashlib.sha256(json.dumps([options.seed, ids]).encode()).digest()
+        first = int.from_bytes(digest[:4], "little")
+        sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
+        requests = [
+            EngineRequest(ids, replace(sampling, seed=first + sample)) for sample in range(options.samples)
         ]
-        return _parts(told, options.samples)
+        self._engine.check(requests[0])
+        return requests
 
 
 class EndpointTeacher:
@@ -331,7 +409,7 @@ class EndpointTeacher:
 
     def answers(
         self, prompts: Sequence[Sequence[Message]], options: SynthOptions
-    ) -> list[list[tuple[str, int]]]:
+    ) -> Iterator[list[tuple[str, int]] | HerdError]:
         """See `AnswerTeacher`."""
         bodies = [
             {
@@ -342,7 +420,10 @@ class EndpointTeacher:
             for sample in range(options.samples)
         ]  # fmt: skip
         told = self._endpoint.chat_many(bodies)
-        return _parts(told, options.samples)
+        for _ in prompts:
+            some = list(islice(told, options.samples))
+            error = next((each for each in some if isinstance(each, HerdError)), None)
+            yield [each for each in some if not isinstance(each, HerdError)] if error is None else error
 
 
 def open_teacher(model: str, name: str | None = None) -> AnswerTeacher:

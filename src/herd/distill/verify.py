@@ -37,7 +37,7 @@ class Verification:
 def method_of(prompt: Mapping[str, Any]) -> str:
     """Return the method that verifies the answers to a prompt."""
     fields = {"tests": "execution", "expression": "solver", "answer": "solver", "schema": "schema"}
-    return next((method for field, method in fields.items() if prompt.get(field)), "agreement")
+    return next((method for field, method in fields.items() if field in prompt), "agreement")
 
 
 def verify(
@@ -61,15 +61,19 @@ def _execution(prompt: Mapping[str, Any], answer: str, sandbox: Sandbox) -> str:
     return (result.stderr.strip().splitlines() or [result.reason or "a test failed"])[-1]
 
 
+def wanted_answer(prompt: Mapping[str, Any]) -> str:
+    """Return what an answer must state. Raises `DataError` for an expression that has no value."""
+    if "answer" in prompt:
+        return str(prompt["answer"])
+    try:
+        return str(call_tool("calculator", {"expression": str(prompt["expression"])}))
+    except ToolError as error:
+        raise DataError(f"expression {prompt['expression']!r}: {error}") from error
+
+
 def _solver(prompt: Mapping[str, Any], answer: str, sandbox: Sandbox) -> str:
-    wanted = prompt.get("answer")
-    if not wanted:
-        try:
-            wanted = call_tool("calculator", {"expression": str(prompt["expression"])})
-        except ToolError as error:
-            raise DataError(f"expression {prompt['expression']!r}: {error}") from error
-    conclusion = _concluded(answer)
-    return "" if states(conclusion, str(wanted)) else f"does not conclude with {wanted}"
+    wanted = wanted_answer(prompt)
+    return "" if states(_concluded(answer), wanted) else f"does not conclude with {wanted}"
 
 
 def _schema(prompt: Mapping[str, Any], answer: str, sandbox: Sandbox) -> str:

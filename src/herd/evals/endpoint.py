@@ -14,6 +14,7 @@ import os
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
@@ -27,6 +28,10 @@ REACH_S = 10.0
 TIMEOUT_S = 600.0
 WAITS_S = (1.0, 4.0, 15.0)
 """Seconds to wait before each retry if a server is busy (429, 5xx) or cannot be reached for a moment."""
+
+
+class RefusedError(EngineError):
+    """A request that a server refuses for what it says, such as a prompt that is too long."""
 
 
 class EndpointModel:
@@ -58,20 +63,33 @@ class EndpointModel:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def chat_many(self, bodies: Sequence[dict[str, Any]]) -> list[tuple[str, int]]:
-        """Return the text of each chat completion and its number of tokens. An unfinished answer is empty."""
+    def chat_many(self, bodies: Sequence[dict[str, Any]]) -> Iterator[tuple[str, int] | RefusedError]:
+        """Yield the text of each chat completion and its number of tokens, in order.
 
-        def ask(body: dict[str, Any]) -> tuple[str, int]:
-            answer = self._ask("/chat/completions", {"model": self.name} | body)
+        An unfinished answer is empty. The error stands for a request that the server refuses. Tokens are 0 if
+        the server does not count them.
+        """
+
+        def ask(body: dict[str, Any]) -> tuple[str, int] | RefusedError:
             try:
-                choice, used = answer["choices"][0], answer.get("usage") or {}
+                answer = self._ask("/chat/completions", {"model": self.name} | body)
+            except RefusedError as error:
+                return error
+            try:
+                choice, used = answer["choices"][0], answer.get("usage")
                 text = choice["message"].get("content") or ""
+                text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair becomes "?"
+                ended = choice.get("finish_reason") not in ("length", "content_filter")
             except (KeyError, IndexError, TypeError, AttributeError):
-                raise EngineError(f"{self.url}: the answer has no choices: {str(answer)[:200]}") from None
-            return (text if choice.get("finish_reason") == "stop" else ""), int(used.get("total_tokens") or 0)
+                raise EngineError(f"{self.url}: an answer without text: {str(answer)[:200]}") from None
+            tokens = used.get("total_tokens") if isinstance(used, dict) else 0
+            return (text if ended else ""), tokens if isinstance(tokens, int) and tokens > 0 else 0
 
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(ask, bodies))
+        pool = ThreadPoolExecutor(AT_ONCE)
+        try:
+            yield from pool.map(ask, bodies)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _one(self, request: Request) -> Answer:
         if isinstance(request, Generate):
@@ -155,11 +173,16 @@ class EndpointModel:
             except urllib.error.HTTPError as error:
                 said = error.read(500).decode("utf-8", "replace").strip()
                 problem = f"{self.url}{path}: {error.code} {error.reason}: {said}"
+                if error.code in (400, 413, 422):
+                    raise RefusedError(problem) from None
                 if error.code != 429 and error.code < 500:
                     raise EngineError(problem) from None
-            except (OSError, ValueError) as error:
+            except OSError as error:
                 problem = f"{self.url}{path}: no answer ({error}); is the server running?"
+            except ValueError as error:
+                problem = f"{self.url}{path}: an answer that is not JSON ({error}); is this OpenAI's API?"
             if wait is not None:
+                warnings.warn(f"{problem}; trying again", stacklevel=2)
                 time.sleep(wait)
         raise EngineError(problem)
 
