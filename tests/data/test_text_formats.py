@@ -76,7 +76,7 @@ def test_parquet_is_read_row_by_row(tmp_path: Path) -> None:
         ("a.csv", "text,b\nx,1,2\n", r"a\.csv:2: more fields than the header"),
         ("a.csv", 'text\n"x" y\n', r"a\.csv: not CSV after line 1"),
         ("a.csv", "text,b\n1\0,2\n", "NUL at byte 8"),
-        ("a.jsonl", '{"messages": []}', "which a recipe reads with data.kind: dialogs"),
+        ("a.jsonl", '{"messages": []}', "data.kind: dialogs in a recipe"),
     ],
 )
 def test_files_without_rows_of_text_are_refused(tmp_path: Path, name: str, content: str, match: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import torch
 
 from herd import cli
 from herd.checkpoint import Lineage, load_config, load_lineage, load_model, load_tokenizer, save_model
+from herd.checkpoint.adapters import save_adapter
 from herd.data.shards import Shards
 from herd.data.stream import TokenStream
 from herd.distill import own_words
@@ -22,6 +24,7 @@ from herd.distill.forecast import forecast
 from herd.distill.shrink import Shrinker, rank_correlation
 from herd.errors import ConfigError
 from herd.llama import ModelConfig
+from herd.llama.lora import add_lora
 from herd.llama.model import LlamaLM
 from herd.text import Tokenizer
 from herd.train import TrainConfig, lm, train
@@ -174,6 +177,13 @@ def test_the_time_is_printed_beforehand(done):
     assert sum(cell.seconds for cell in cells) > 0
     label = next(cell for cell in cells if "label" in cell.name)
     assert label.nbytes > 0
+
+
+def test_a_label_folder_that_an_interruption_left_empty_is_used(toy, tmp_path):
+    (tmp_path / "run" / "targets-572").mkdir(parents=True)
+    words = [str(toy / "teacher"), "--text", str(toy / "train.txt"), "--tokens", "256", "--context", "32"]
+    assert cli.run(["shrink", "label", *words, "--out", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "targets-572" / "targets.json").exists()
 
 
 def test_an_interrupted_run_ends_with_the_same_weights(done, toy, tmp_path):
@@ -344,7 +354,42 @@ def test_a_dry_run_trains_nothing(toy, tmp_path, capfd):
     assert cli.run(["shrink", *words, "--out", str(tmp_path / "run")]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["seconds"] > 0
-    assert not (tmp_path / "run" / "arms").exists()
+    assert not (tmp_path / "run").exists()
+    assert cli.run(["shrink", *words, "--self", "--out", str(tmp_path / "run")]) == 0
+    assert json.loads(capfd.readouterr().out)["seconds"] > 0
+    own = [word for word in words if word not in ("--text", str(toy / "train.txt"))]
+    assert cli.run(["shrink", *own, "--self"]) == 1
+    assert "give --text too" in capfd.readouterr().err
+
+
+def test_other_settings_are_free_until_more_than_a_probe_is_done(toy, tmp_path, capfd):
+    words = [
+        "shrink",
+        str(toy / "teacher"),
+        "--text",
+        str(toy / "train.txt"),
+        "--heldout",
+        str(toy / "heldout.txt"),
+    ]
+    words += ["--context", "32", "--out", str(tmp_path / "run"), "--dtype", "fp32"]
+    assert cli.run([*words, "--vocab", "5"]) == 1
+    assert "a vocabulary of 5 has no room" in capfd.readouterr().err
+    assert cli.run([*words, "--vocab", "540", "--tokens", "256", "--sweep-tokens", "0"]) in (0, 1)
+    assert "distilled" in (tmp_path / "run" / "ledger.json").read_text()
+    assert cli.run([*words, "--vocab", "541"]) == 1
+    assert "was begun with" in capfd.readouterr().err
+
+
+def test_models_and_files_of_others_are_kept(toy, tmp_path, capfd):
+    own = shutil.copytree(toy / "teacher", tmp_path / "model")
+    before = (own / "model.safetensors").read_bytes()
+    words = ["--to", "params=36k", "--text", str(toy / "train.txt"), "--context", "32"]
+    assert cli.run(["shrink", str(own), *words, "--out", str(tmp_path)]) == 1
+    assert f"{own}: is there already" in capfd.readouterr().err
+    assert (own / "model.safetensors").read_bytes() == before
+    save_adapter(tmp_path / "adapter", add_lora(load_model(own), 4, 1.0), str(own))
+    assert cli.run(["shrink", str(tmp_path / "adapter"), *words, "--out", str(tmp_path / "run")]) == 1
+    assert "herd shrink needs a whole model; merge it first" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("words, message", [
@@ -353,14 +398,19 @@ def test_a_dry_run_trains_nothing(toy, tmp_path, capfd):
     (["--to", "params=36k", "--text", "T", "--context", "4096"], "exceeds the teacher"),
     (["--to", "params=36k", "--text", "T", "--dtype", "int4"], "--dtype"),
     (["--to", "params=36k", "--text", "T", "--gguf", "q77"], "q77"),
+    (["--to", "params=10B", "--text", "T"], "meets this budget as it is"),
+    (["--to", "params=36k", "--text", "T", "--vocab", "999"], "--vocab 999 exceeds the teacher's"),
+    (["--to", "params=36k", "--text", "nowhere.txt"], "nowhere.txt: no such file"),
+    (["--to", "params=36k", "--text", "T", "--out", "T"], "T/shrink.json: cannot write"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(toy, tmp_path, capfd, words, message):
+    out = [] if "--out" in words else ["--out", str(tmp_path / "run")]
     words = [str(toy / "train.txt") if word == "T" else word for word in words]
-    words = ["shrink", str(toy / "teacher"), "--context", "32", *words, "--out", str(tmp_path / "run")]
+    words = ["shrink", str(toy / "teacher"), "--context", "32", *words, *out]
     assert cli.run(words) in (1, 2)
     assert not (tmp_path / "run" / "shrink.json").exists()
     said = capfd.readouterr().err
-    assert message in said
+    assert message.removeprefix("T") in said
     assert "Traceback" not in said
 
 

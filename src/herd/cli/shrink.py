@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,10 +94,14 @@ def shrink_command(
         gguf=gguf, qad_tokens=qad_tokens, correct_tokens=correct_teacher, tasks=task, task_data=task_data,
         task_limit=task_limit,
     )  # fmt: skip
-    shrinker = _shrinker(settings, out)
     if dry_run:
-        _print_forecast(shrinker, as_json)
+        if own_text and not text and not dialogs:
+            raise ConfigError("--dry-run reads text and does not let the model write it: give --text too")
+        with tempfile.TemporaryDirectory() as folder:  # so that the run may have other settings
+            foreseen = settings.model_copy(update={"own_text": False})
+            _print_forecast(_shrinker(foreseen, Path(folder)), as_json)
         return
+    shrinker = _shrinker(settings, out)
     if not as_json:
         _print_shapes(shrinker)
     done = shrinker.run()
@@ -196,6 +201,7 @@ def prune_command(
     """Write a pruned model of a given shape, not yet distilled, and measure it."""
     from ..distill.arms import Arm
     from ..distill.measure import Quality
+    from ..distill.prune import check_target
     from ..distill.shapes import Shape
 
     settings = _settings(
@@ -205,7 +211,10 @@ def prune_command(
     shop = _workshop(settings, out)
     shape = {"n_layers": layers, "ffn_dim": ffn, "dim": width, "n_heads": heads, "vocab_size": vocab}
     shape = {name: size for name, size in shape.items() if size is not None}
+    if not shape:
+        raise ConfigError("nothing is cut: give --layers, --ffn, --width, --heads or --vocab")
     config = shop.config.replace(**shape, head_dim=shop.config.head_dim)
+    check_target(shop.config.replace(vocab_size=config.vocab_size), config)
     arm = Arm(Shape(config, "bf16", "bf16", 0.0).label(shop.config), config)
     record = shop.start(arm)
     folder = shop.cells.folder / "arms" / arm.name / "start"

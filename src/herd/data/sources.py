@@ -166,7 +166,7 @@ def row_document(row: DataRow, source: str) -> Document:
     if text is None:
         cure = "rename the field to 'text'"
         if "messages" in fields or "conversations" in fields:
-            cure = "these are dialogs, which a recipe reads with data.kind: dialogs"
+            cure = "these are dialogs (--dialogs of herd shrink, data.kind: dialogs in a recipe)"
         raise DataError(f"{row.where}: no string 'text' among {sorted(map(str, fields))[:8]}; {cure}")
     try:
         text.encode("utf-8")

@@ -174,7 +174,6 @@ def write_spec(folder: Path, spec: TargetsSpec) -> None:
         else:
             known.require(folder, spec)
             return
-    folder.mkdir(parents=True, exist_ok=True)
     record = {"format": FORMAT} | asdict(spec)
     write_json(folder / INDEX, record | {"sha256": digest_of(record)})
 

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from ..checkpoint import Lineage, ModelSource, checkpoint_hash, load_model, load_trainable, save_model
+from ..checkpoint.adapter_config import refuse_adapter
 from ..data.stream import Stream, first_rows
-from ..data.targets import Targets, TargetsSpec, read_spec
+from ..data.targets import INDEX, Targets, TargetsSpec, read_spec
 from ..dtypes import torch_dtype
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..text import Tokenizer
@@ -65,11 +66,15 @@ class Workshop:
         self.cells, self.settings = cells, cells.settings
         s = self.settings
         self.source = ModelSource(s.model)
+        if self.source.adapter is not None:
+            refuse_adapter(self.source.adapter, "herd shrink")
         self.config = self.source.config
         found = self.source.tokenizer
         if found is None:
             raise CheckpointError(f"{s.model}: has no tokenizer, without which text cannot be read")
         self.tokenizer: Tokenizer = found
+        if (largest := max(s.vocab, default=0)) > self.config.vocab_size:
+            raise ConfigError(f"--vocab {largest} exceeds the teacher's {self.config.vocab_size}: give less")
         if not s.own_text:
             Material(s.text, s.dialogs, s.heldout)  # refuses a run without text
         self.compute = torch_dtype(s.dtype)
@@ -223,7 +228,12 @@ class Workshop:
         folder = self.cells.folder / f"targets-{vocab}"
         wanted = s.steps(tokens) * s.batch_size
         teacher, hash_ = self.labeller
-        spec = self.spec(vocab, max(wanted, read_spec(folder).n_rows if folder.exists() else 0), hash_)
+        spec = self.spec(
+            vocab, max(wanted, read_spec(folder).n_rows if (folder / INDEX).exists() else 0), hash_
+        )
+        if spec.n_rows < wanted:
+            has = f"{spec.n_rows * s.context:,} of the {wanted * s.context:,} tokens that are wanted"
+            self.cells.say(f"the text has only {has}; give more text, or they are read several times")
         predicted = self.speeds(self.config.replace(vocab_size=vocab)).label_seconds(spec.n_rows * s.context)
 
         def work() -> dict[str, Any]:

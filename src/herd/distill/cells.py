@@ -18,6 +18,7 @@ the cell again.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +26,9 @@ from typing import Any
 
 from pydantic import Field
 
+from ..data.corpus import require_apart
 from ..errors import ConfigError
-from ..files import write_json
+from ..files import require_own, write_json
 from ..llama.config import ModelConfig
 from ..report.units import duration
 from ..train.section import ComputeDtype, Positive, PositiveReal, Section
@@ -38,6 +40,8 @@ LR_WIDTH = 0.1
 It is 1.7e-4 at 576 channels and 2.4e-5 at 4,096. Batches of a million tokens bear about four times as much. A
 model that lost little needs less than one that lost much: hence the sweep.
 """
+BEGUN = ("own", "teacher", "heldout-*", "targets-*", "arms")
+"""Names in a run folder that took more than a probe. Without any, other settings replace those of the run."""
 SWEEP = (0.2, 0.6, 2.0)
 """Factors of the usual learning rate that a sweep tries."""
 
@@ -96,15 +100,22 @@ class Cells:
 
     def __init__(self, folder: Path, settings: ShrinkSettings, say: Callable[[str], None]) -> None:
         self.folder, self.settings, self.say = folder, settings, say
+        require_apart(folder, (*settings.text, *settings.dialogs, *settings.heldout))
+        require_own(folder, SETTINGS, ("cells", "own", "teacher", "arms", "scores", "model", "ledger.json"))
         path = folder / SETTINGS
         if path.exists():
             known = ShrinkSettings.model_validate_json(path.read_text(encoding="utf-8"), strict=False)
             for name, old in known:
-                if old != getattr(settings, name):
+                if old == getattr(settings, name):
+                    continue
+                if any(path for pattern in BEGUN for path in folder.glob(pattern)):
                     raise ConfigError(
                         f"{folder}: was begun with {name}={old!r}, not {getattr(settings, name)!r}: "
                         "repeat the old command to continue it, or choose another --out"
                     )
+                for prepared in (folder / "cells", *folder.glob("text-*")):
+                    shutil.rmtree(prepared, ignore_errors=True)
+                break
 
     def done(self, name: str) -> dict[str, Any] | None:
         """Return the result of a finished cell, or None."""
@@ -115,7 +126,6 @@ class Cells:
         """Return the result of a cell. If it is not finished, print the predicted seconds and compute it."""
         if (known := self.done(name)) is not None:
             return known
-        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SETTINGS, self.settings.model_dump(mode="json"))
         self.say(name if predicted is None else f"{name}: about {duration(predicted)}")
         began = time.perf_counter()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..data.batch import IGNORE, Batch
-from ..errors import DataError
+from ..errors import DataError, TrainingError
 from ..evals.bootstrap import Interval, paired_difference, ratio_interval
 from ..evals.windows import HeldOut, WindowScore, windows
 from ..files import write_atomically
@@ -125,6 +125,11 @@ class Yardstick:
                 log_p_CW = self._teacher_log_probabilities(theirs_ND[chunk], begun[chunk[0] : chunk[-1] + 1])
                 values = self._compare(log_p_CW, ours_ND[chunk], student, targets_N[chunk])
                 sums.index_add_(1, owner_N[chunk], values.double().cpu())
+        if not bool(sums.isfinite().all()):
+            raise TrainingError(
+                "the student's predictions of held-out text are not finite: start again with a lower --lr "
+                "and another --out"
+            )
         bits, kl, agree, hits, teacher_hits, n_tokens = sums.tolist()
         n_bytes = [float(document.n_bytes) for document in self.documents]
         return Quality(bits, n_bytes, n_tokens, kl, agree, hits, teacher_hits)

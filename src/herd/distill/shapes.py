@@ -117,10 +117,16 @@ def plan_shapes(
         if key not in best or shape.loss_increase < best[key].loss_increase:
             best[key] = shape
     if not best:
+        smaller = (
+            config.replace(ffn_dim=_ffn_sizes(teacher)[-1])
+            for config in _smaller(teacher, vocab_sizes, packed=False)
+        )
+        least = min(config.n_params for config in smaller)
         raise PlanError(
-            f"no student of {teacher.n_params:,} parameters meets {budget.kind}={budget.limit:,.4g}: at "
-            f"least {MIN_KEPT['n_layers']:.0%} of the layers, {MIN_KEPT['ffn_dim']:.0%} of the FFN and "
-            f"{MIN_KEPT['dim']:.0%} of the width are kept. Raise the budget, or shrink twice"
+            f"no student meets {budget.kind}={budget.limit:,.0f}: the smallest has {least:,} of the "
+            f"{teacher.n_params:,} parameters, because at least {MIN_KEPT['n_layers']:.0%} of the layers, "
+            f"{MIN_KEPT['ffn_dim']:.0%} of the FFN and {MIN_KEPT['dim']:.0%} of the width are kept. Raise "
+            "the budget, allow a smaller --vocab, or shrink twice"
         )
     return sorted(best.values(), key=lambda shape: shape.loss_increase)[:count]
 

@@ -74,7 +74,7 @@ class Shrinker:
     def _shapes(self, target: Target | None) -> list[Shape]:
         s, teacher = self.settings, self.shop.config
         if s.context > teacher.max_context:
-            raise ConfigError(f"context={s.context} exceeds the teacher's {teacher.max_context}")
+            raise ConfigError(f"--context {s.context} exceeds the teacher's {teacher.max_context}: give less")
         open_data(s.task_data)
         for task in s.tasks:
             make_task(task)
@@ -100,7 +100,13 @@ class Shrinker:
                 raise ConfigError("give --to BUDGET, or one --vocab smaller than the teacher's vocabulary")
             config = teacher.replace(vocab_size=sizes[0])
             return [Shape(config, "bf16", "bf16", predicted_loss_increase(teacher, config))]
-        return plan_shapes(teacher, Budget.parse(s.to, teacher.max_context), sizes, s.arms, target)
+        shapes = plan_shapes(teacher, Budget.parse(s.to, teacher.max_context), sizes, s.arms, target)
+        if shapes[0].loss_increase == 0:
+            size = f"{teacher.n_params:,} parameters"
+            raise ConfigError(
+                f"--to {s.to}: {s.model} with {size} meets this budget as it is; give a smaller"
+            )
+        return shapes
 
     def arm(self, shape: Shape) -> Arm:
         """Return the arm of a shape."""
