@@ -45,20 +45,25 @@ def terminal():
     os.close(answering)
     shown = b""
 
-    def until(mark: bytes) -> bytes:
+    def until(mark: bytes, again: str = "") -> bytes:
         nonlocal shown
+        patience = 12
         while mark not in shown:
-            ready, _, _ = select.select([controller], [], [], 60)
-            assert ready, shown[-500:]
-            shown += os.read(controller, 65536)
+            if select.select([controller], [], [], 5)[0]:
+                shown += os.read(controller, 65536)
+                continue
+            patience -= 1
+            assert patience, shown[-500:]
+            os.write(controller, again.encode())
         before, _, shown = shown.partition(mark)
         return before
 
     def ask(keys: str, meanwhile: str = "") -> str:
         until(b"> ")
-        time.sleep(0.3)  # readline shows the prompt before it waits for keys, and a signal in between is lost
+        # readline shows the prompt before it waits for keys, and a signal in between is lost: then it is sent again
+        time.sleep(0.3)
         os.write(controller, keys.encode())
-        until(b"\nREAD ")
+        until(b"\nREAD ", again=CTRL_C if keys.endswith(CTRL_C) else "")
         question = until(b"\r\n").decode().strip()
         if meanwhile:
             until(b"\x1b[?2004h")  # the terminal is told to mark what is pasted
