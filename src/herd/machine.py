@@ -43,7 +43,7 @@ def limit_spinning() -> None:
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc's malloc keep freed memory, which it returns to the kernel otherwise. False without glibc.
+    """Make glibc's malloc keep freed memory. Return whether it could, which needs glibc.
 
     glibc returns every freed block over 32 MB at once and gets the next one back page by page, zeroed: some
     400,000 page faults per training step, for tensors of the same few sizes, and thousands per layer of a

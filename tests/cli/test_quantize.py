@@ -41,7 +41,7 @@ def test_the_model_that_is_read_is_not_replaced(toy, capsys, words):
     before = (toy / "model.safetensors").read_bytes()
     code, _, said = run(*(toy if word == "M" else word for word in words), capsys=capsys)
     assert code == 1
-    assert "has the model that is read" in said
+    assert "contains the model that is being read" in said
     assert (toy / "model.safetensors").read_bytes() == before
 
 

@@ -152,7 +152,7 @@ def load_trainable(
 ) -> LlamaLM:
     """Return the model that ``source`` names with plain parameters, which can be trained, in ``dtype``.
 
-    The matrices of the layers are in ``layers`` (default: ``dtype``). Nothing is in memory twice.
+    ``layers`` is the dtype of the layers' matrices (default: ``dtype``). Nothing is in memory twice.
     """
     found = ModelSource(source)
     if found.file is None:

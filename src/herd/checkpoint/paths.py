@@ -47,7 +47,7 @@ def require_replaceable(folder: Path, *sources: Path) -> None:
     """
     for source in sources:
         if folder.resolve() in (source.resolve(), source.resolve().parent):
-            raise CheckpointError(f"{folder}: has the model that is read; choose another folder")
+            raise CheckpointError(f"{folder}: contains the model that is being read; choose another folder")
     if not folder.exists():
         if folder.suffix.lower() in FILE_ENDINGS:
             cure = "choose another name, or let herd export write one GGUF file"

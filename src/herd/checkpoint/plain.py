@@ -32,7 +32,7 @@ def load_plain(
 ) -> LlamaLM:
     """Return the model of a folder of safetensors files, in ``dtype`` (None: as stored). See `load_model`.
 
-    The matrices of the layers are in ``layers`` (default: ``dtype``).
+    ``layers`` is the dtype of the layers' matrices (default: ``dtype``).
     """
     inode = folder.stat().st_ino
     wanted = weights.check_against(config, weights.read_index(folder), folder)
@@ -81,8 +81,8 @@ def assemble(
         sizes = (math.prod(shape) * dtypes[name].itemsize for name, shape in config.param_shapes())
         require_memory(config, sum(sizes), where)
     model = LlamaLM.on_meta(config)
-    for name, its in dtypes.items():
-        place_parameter(model, name, read(name, its))
+    for name, wanted in dtypes.items():
+        place_parameter(model, name, read(name, wanted))
     if config.tie_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.model.inv_freq = rope.inverse_frequencies(config).to(device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from . import rope
 from .attention import causal
 from .lora import LoraLinear, merged_parameter
-from .model import LlamaLM
+from .model import DecoderLayer, LlamaLM
 
 
 class StreamedModel:
@@ -41,10 +42,25 @@ class StreamedModel:
             for module, leaf, placeholder in before:
                 setattr(module, leaf, placeholder)
 
+    @contextmanager
+    def layer(self, number: int) -> Iterator[DecoderLayer]:
+        """Yield a layer with its parameters in memory."""
+        prefix = f"model.layers.{number}."
+        names = (name for name, _ in self.model.config.param_shapes() if name.startswith(prefix))
+        with self.loaded(names) as model:
+            yield cast("DecoderLayer", model.model.layers[number])
+
     def merged(self, name: str) -> Tensor:
         """Return a parameter of the base with an adapter's update added to it. See `merged_parameter`."""
         with self.loaded([name]):
             return merged_parameter(self.model, name)
+
+    def run(self, layer: DecoderLayer, x_BTD: Tensor) -> Tensor:
+        """Return the states after a layer, with causal attention in each row."""
+        config, positions_1T = self.model.config, torch.arange(x_BTD.shape[1])[None]
+        speeds = rope.inverse_frequencies(config)
+        cos, sin = rope.rotation(speeds, positions_1T, x_BTD.dtype, config.rope_scaling)
+        return layer(x_BTD, cos, sin, causal)
 
     @torch.inference_mode()
     def hidden(
@@ -52,21 +68,15 @@ class StreamedModel:
     ) -> list[Tensor]:
         """Return the states (B, T, D) fp32 after the last norm of each batch of token ids (B, T).
 
-        Attention is causal in each row. ``progress`` is called with the layers done and their number.
+        ``progress`` is called with the layers done and their number.
         """
-        config, llama = self.model.config, self.model.model
+        n_layers, llama = self.model.config.n_layers, self.model.model
         with self.loaded(["model.embed_tokens.weight"]):
             states = [llama.embed_tokens(ids_BT) for ids_BT in batches]
-        speeds = rope.inverse_frequencies(config)
-        angles = [
-            rope.rotation(speeds, torch.arange(ids_BT.shape[1])[None], torch.float32, config.rope_scaling)
-            for ids_BT in batches
-        ]
-        names = [name for name, _ in config.param_shapes()]
-        for number, layer in enumerate(llama.layers):
-            with self.loaded(name for name in names if name.startswith(f"model.layers.{number}.")):
-                states = [layer(x_BTD, *angle, causal) for x_BTD, angle in zip(states, angles, strict=True)]
+        for number in range(n_layers):
+            with self.layer(number) as layer:
+                states = [self.run(layer, x_BTD) for x_BTD in states]
             if progress:
-                progress(number + 1, config.n_layers)
+                progress(number + 1, n_layers)
         with self.loaded(["model.norm.weight"]):
             return [llama.norm(x_BTD) for x_BTD in states]

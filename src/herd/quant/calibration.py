@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from ..dtypes import torch_dtype
 from ..errors import QuantError
-from ..llama import rope
-from ..llama.attention import causal
 from ..llama.config import ModelConfig
-from ..llama.model import DecoderLayer, LlamaLM
+from ..llama.model import LlamaLM
 from ..llama.streamed import StreamedModel
 from .formats import BF16, F32
 from .linear import assemble_model
@@ -35,17 +33,6 @@ STAGES = (
 """The matrices of a layer in the order of computation. Matrices of one stage have the same input."""
 
 
-def load_layer(config: ModelConfig, get: Get, layer: int) -> DecoderLayer:
-    """Return one layer with its weights in fp32."""
-    with torch.device("meta"):
-        block = DecoderLayer(config, layer)
-    for name, _ in list(block.named_parameters()):
-        parent, _, leaf = name.rpartition(".")
-        weight = get(f"model.layers.{layer}.{name}").float()
-        setattr(block.get_submodule(parent), leaf, nn.Parameter(weight, requires_grad=False))
-    return block
-
-
 def load_plain(config: ModelConfig, get: Get) -> LlamaLM:
     """Return the whole model with unpacked weights, in bf16 if they are stored so, otherwise in fp32."""
     stored = BF16 if get("model.layers.0.mlp.up_proj.weight").dtype == torch.bfloat16 else F32
@@ -57,13 +44,6 @@ def load_plain(config: ModelConfig, get: Get) -> LlamaLM:
 
     formats = {name: stored for name, _ in config.param_shapes()}
     return assemble_model(config, formats, rows_of, dtype)
-
-
-def run_layer(config: ModelConfig, block: DecoderLayer, x_BTD: Tensor) -> Tensor:
-    """Return the hidden states after a layer, with causal attention in each row."""
-    positions_1T = torch.arange(x_BTD.shape[1])[None]
-    cos, sin = rope.rotation(rope.inverse_frequencies(config), positions_1T, x_BTD.dtype, config.rope_scaling)
-    return block(x_BTD, cos, sin, causal)
 
 
 @torch.no_grad()

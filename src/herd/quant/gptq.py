@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from ..errors import QuantError
 from ..llama.config import ModelConfig
-from ..llama.model import DecoderLayer
+from ..llama.model import DecoderLayer, LlamaLM
+from ..llama.streamed import StreamedModel
 from . import blocks
-from .calibration import STAGES, load_layer, run_layer
+from .calibration import STAGES
 from .formats import Format, Scheme, require_fit
 
 COLUMNS = 128
@@ -117,6 +118,7 @@ class Gptq:
         if not batches:
             raise QuantError("GPTQ needs calibration text, and there is none")
         self._config, self._get, self._batches = config, get, list(batches)
+        self._model = StreamedModel(LlamaLM.on_meta(config), lambda name: get(name).float())
         self._formats = scheme.plan(config)
         self._hidden: list[Tensor] = []
         self._ready: dict[str, Tensor] = {}
@@ -146,10 +148,16 @@ class Gptq:
 
     @torch.no_grad()
     def _quantize_next_layer(self) -> None:
-        layer, prefix = self._next_layer, f"model.layers.{self._next_layer}."
-        if not self._hidden or layer >= self._config.n_layers:
-            raise QuantError(f"GPTQ must read parameters in file order: layer {layer} is out of order")
-        block = load_layer(self._config, self._get, layer)
+        number = self._next_layer
+        if not self._hidden or number >= self._config.n_layers:
+            raise QuantError(f"GPTQ must read parameters in file order: layer {number} is out of order")
+        with self._model.layer(number) as block:
+            self._quantize(block, f"model.layers.{number}.")
+            self._hidden = [self._model.run(block, x_BTD) for x_BTD in self._hidden]
+        self._next_layer += 1
+
+    def _quantize(self, block: DecoderLayer, prefix: str) -> None:
+        """Store the blocks of a layer's parameters, and give the layer the weights that they stand for."""
         for name, weight in block.named_parameters():
             if weight.ndim == 1:
                 self._ready[prefix + name] = blocks.encode(
@@ -167,8 +175,6 @@ class Gptq:
                     rows_RB = blocks.encode(weight_RD, format, name)
                 weight_RD.copy_(blocks.decode(rows_RB, format))
                 self._ready[name] = rows_RB
-        self._hidden = [run_layer(self._config, block, x_BTD) for x_BTD in self._hidden]
-        self._next_layer += 1
 
     def _moments(self, block: DecoderLayer, module: nn.Module) -> Tensor:
         """Return the mean of x x^T over the inputs of ``module``, (D, D) fp32. The forward stops there."""
@@ -189,7 +195,7 @@ class Gptq:
         try:
             for x_BTD in self._hidden:
                 try:
-                    run_layer(self._config, block, x_BTD)
+                    self._model.run(block, x_BTD)
                 except _InputsSeen:
                     continue
         finally:
