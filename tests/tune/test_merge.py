@@ -159,7 +159,11 @@ def test_a_merge_replaces_neither_other_files_nor_its_base(adapter, base, tmp_pa
     own = shutil.copytree(base, tmp_path / "own")
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(own)}))
-    for out, said in ((thesis, "holds thesis.txt"), (own, "contains the model that is being read"), (folder, "is read")):
+    for out, said in (
+        (thesis, "holds thesis.txt"),
+        (own, "contains the model that is being read"),
+        (folder, "is being read"),
+    ):
         assert run(["tune", "merge", str(folder), "--to", "fp32", "--out", str(out)]) == 1
         assert said in capsys.readouterr().err
     assert (thesis / "thesis.txt").read_text() == "mine"
