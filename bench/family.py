@@ -5,7 +5,7 @@
 The items have fixed seeds that no training and no gate uses: English tool dialogs, dialogs in the other seven
 languages, hidden facts at the trained length and at twice that length, fresh rows to copy, the held-out text
 of the run, and twenty questions (family_questions.yaml). Each figure is the mean over the runs. Every run's
-own figures are printed and stored. The bars are those of the project: mean ≥ bar, and no run below bar - 5.
+own figures are printed and stored. The bars are in family_bars.py: mean ≥ bar, and no run below bar - 5.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 
 from common import bench_parser, save_receipt
+from family_bars import judged
 from herd.checkpoint import load_model
 from herd.data.copying import CopyStream
 from herd.data.dialogs import Dialog
@@ -38,7 +39,6 @@ from herd.life.measure import heldout, needle_beyond
 from herd.life.run import RaiseRun
 from herd.llama.model import LlamaLM
 from herd.report.receipt import Value
-from herd.text.llama3_chat import TOOL_CALL_FORMATS
 from herd.train.heldout import accuracy
 
 SEED = 31_415_926
@@ -46,19 +46,6 @@ SEED = 31_415_926
 ENGLISH, OTHERS, NEEDLES, COPY_ROWS, PAIRED = 480, 420, 400, 400, 400
 """Numbers of items: English dialogs, dialogs in other languages, needles, rows to copy, compared dialogs."""
 DECLINED = re.compile(r"\b(cannot|can't|do not know|don't know|have no|unable|only write|too small)\b", re.I)
-BARS = {
-    "tools_en": 0.70,
-    **{f"tools_{lang}": 0.50 for lang in LANGUAGES if lang != "en"},
-    **{f"tools_{form}": 0.65 for form in TOOL_CALL_FORMATS},
-    "needle": 0.60,
-    "copying": 0.95,
-    "inside": 0.8,
-    "outside": 0.8,
-}
-"""Smallest accepted mean of each fraction, of each language and each form of calls. No run may be 0.05 below it."""
-TEXT_BAR = 2.47
-"""Largest accepted bits per byte of the teacher."""
-SECONDS_BAR = 600
 
 
 def score_run(folder: Path) -> dict[str, Any]:
@@ -160,16 +147,7 @@ def times(folder: Path, predicted: dict[str, float]) -> dict[str, float]:
 def mean_value(key: str, runs: Sequence[dict[str, Any]]) -> Value:
     """Return the mean of a figure over the runs, with the lowest and the highest run, and its verdict."""
     values = [run[key] for run in runs]
-    mean, low, high = float(np.mean(values)), min(values), max(values)
-    if key in BARS:
-        bar = BARS[key]
-        return Value(mean, "fraction", low, high, f"≥ {bar:g}", mean >= bar and low >= bar - 0.05)
-    if key == "bpb_teacher":
-        return Value(mean, "bits/byte", low, high, f"≤ {TEXT_BAR}", mean <= TEXT_BAR)
-    if key == "seconds":
-        return Value(mean, "s", low, high, f"≤ {SECONDS_BAR}", mean <= SECONDS_BAR)
-    unit = "bits/byte" if key.startswith("bpb") else "1" if key == "predicted_over_measured" else "fraction"
-    return Value(mean, unit, low, high)
+    return judged(key, float(np.mean(values)), min(values), max(values))
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from example_run import make
 
+from family_bars import judged
 from herd.errors import ReportError
 from herd.report import Value, read_receipts, write_receipt
 from herd.report.run import load_run
@@ -80,6 +81,17 @@ def test_checks_show_bars_and_verdicts(tmp_path):
     assert "| memory | 0.950 | ≤ 0.9 | **✗** |" in table
     assert "| share | 73.5\xa0% | ≥ 70 % | ✓ |" in table
     assert "unjudged" not in table
+
+
+def test_the_families_are_judged_by_the_bars_that_were_set_before_they_were_measured():
+    assert judged("tools_worst_language", 0.479, 0.458, 0.5) == Value(
+        0.479, "fraction", 0.458, 0.5, "≥ 0.5", False
+    )
+    assert judged("tools_worst_form", 0.703, 0.686, 0.718).passed
+    assert not judged("tools_worst_form", 0.703, 0.59, 0.718).passed, "one run is too far below"
+    assert judged("tools_th", 0.53, 0.46, 0.58).bar is None
+    page = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
+    assert re.search(r"worst.*language \| 47\.9\s%.*≥ 50 %.*✗", page)
 
 
 def test_a_number_of_the_readme_without_a_receipt_is_an_error():
