@@ -2,7 +2,8 @@
 
 A bench writes to ``runs/receipts/``, which git ignores, so that measuring does not change the sources of the README
 and docs/checks.md are generated from. With ``--commit`` the receipt replaces the committed one in
-``bench/receipts/``, and `make readme` then rewrites the tables.
+``bench/receipts/``, and `make readme` then rewrites the tables. Such a receipt names a commit, so ``--commit`` is refused
+while tracked source has changes that are in no commit.
 """
 
 from __future__ import annotations
@@ -17,13 +18,26 @@ from typing import Any
 
 from herd import machine
 from herd.report import Value, write_receipt
-from herd.report.receipt import read_receipt
+from herd.report.receipt import git_commit, read_receipt
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("HERD_TEST_DATA", ROOT.parent / "shared" / "data"))
 WORK = Path.home() / ".cache" / "herd" / "bench"
 """Where benches keep large files and half-finished work between calls."""
 COMMITTED, UNCOMMITTED = ROOT / "bench" / "receipts", ROOT / "runs" / "receipts"
+STARTED_FROM = git_commit(ROOT)
+"""The commit from which this process took its code: a later one can be checked out before the bench ends."""
+
+
+class Commit(argparse.Action):
+    """``--commit``, refused at the start if the receipt could not name the code that it measured."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        if STARTED_FROM["dirty"]:
+            parser.error(
+                "--commit: tracked source has changes, and a receipt names a commit: commit first (git status)"
+            )
+        namespace.commit = True
 
 
 def bench_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -53,7 +67,7 @@ def run_row(
 def add_commit(parser: argparse.ArgumentParser) -> None:
     """Add ``--commit`` to a parser or to one of its verbs."""
     text = "write the receipt to bench/receipts, where the README's numbers come from, not to runs/receipts"
-    parser.add_argument("--commit", action="store_true", help=text)
+    parser.add_argument("--commit", action=Commit, nargs=0, default=False, help=text)
 
 
 def receipt_path(name: str, *, commit: bool) -> Path:
@@ -75,7 +89,8 @@ def save_receipt(
         rivals = f" HERD_RIVALS={Path(os.environ['HERD_RIVALS']).name}" if "HERD_RIVALS" in os.environ else ""
         name, command = f"{name}-{isa}", f"HERD_ISA={isa}{rivals} {command}"
     path = receipt_path(name, commit=commit)
-    write_receipt(path, what=what, values=values, command=command, **more)
+    made_by = STARTED_FROM | {"dirty": STARTED_FROM["dirty"] or git_commit(ROOT)["dirty"]}
+    write_receipt(path, what=what, values=values, command=command, made_by=made_by, **more)
     print(lines(read_receipt(path).values))
     print(path, flush=True)
     return path

@@ -19,6 +19,7 @@ BENCH = Path(__file__).parents[2] / "bench"
 def folders(tmp_path, monkeypatch):
     monkeypatch.setattr(common, "COMMITTED", tmp_path / "bench" / "receipts")
     monkeypatch.setattr(common, "UNCOMMITTED", tmp_path / "runs" / "receipts")
+    monkeypatch.setattr(common, "STARTED_FROM", {"hash": "ab" * 20, "dirty": False})
     return tmp_path
 
 
@@ -34,7 +35,22 @@ def test_a_receipt_goes_to_runs_unless_commit_is_given(folders, monkeypatch, cap
     assert [p for p in folders.rglob("*") if p.is_file()] == [path]
     receipt = read_receipts(path.parent)["pace"]
     assert (receipt.command, receipt.seed) == ("python bench/pace.py 'my model'", 3)
+    assert receipt.commit["hash"] == "ab" * 20, "the commit at the start, not the one at the end"
     assert "pace: 2.5 tokens/s   (≥ 2) passed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "dirty, words, refused", [(True, ["--commit"], True), (True, [], False), (None, ["--commit"], False)]
+)
+def test_commit_is_refused_with_uncommitted_source_and_only_then(monkeypatch, capsys, dirty, words, refused):
+    monkeypatch.setattr(common, "STARTED_FROM", {"hash": None, "dirty": dirty})
+    parser = common.bench_parser("What it measures.")
+    if not refused:
+        assert parser.parse_args(words).commit is bool(words)
+        return
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    assert "commit first" in capsys.readouterr().err
 
 
 def test_every_script_writes_its_receipts_with_the_shared_helper():

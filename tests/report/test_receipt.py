@@ -99,8 +99,10 @@ def test_uncommitted_changes_make_a_receipt_dirty_but_receipts_do_not(tmp_path):
 
     assert receipt.git_commit(tmp_path)["hash"] is None
     git("init")
-    (tmp_path / "file").write_text("1")
-    git("add", "file")
+    (tmp_path / "docs").mkdir()
+    for path in (tmp_path / "file", tmp_path / "README.md", tmp_path / "docs" / "checks.md"):
+        path.write_text("1")
+        git("add", str(path))
     git("commit", "-m", "one")
     assert receipt.git_commit(tmp_path / "not" / "yet")["dirty"] is False
     (tmp_path / "bench" / "receipts").mkdir(parents=True)
@@ -109,6 +111,9 @@ def test_uncommitted_changes_make_a_receipt_dirty_but_receipts_do_not(tmp_path):
     made_by = {"hash": "ab" * 20, "dirty": False}
     write(tmp_path / "bench" / "receipts" / "earlier.json", made_by=made_by)
     assert read_receipt(tmp_path / "bench" / "receipts" / "earlier.json").commit == made_by
+    (tmp_path / "README.md").write_text("2")
+    (tmp_path / "docs" / "checks.md").write_text("2")
+    assert receipt.git_commit(tmp_path)["dirty"] is False, "tables of receipts do not make the tree dirty"
     (tmp_path / "file").write_text("2")
     assert receipt.git_commit(tmp_path)["dirty"] is True
     assert re.fullmatch(r"[0-9a-f]{40}", receipt.git_commit(tmp_path)["hash"])

@@ -151,8 +151,8 @@ def git_commit(folder: Path | str = ".") -> dict[str, Any]:
 
     ``hash`` is None outside a checkout.
 
-    Untracked files and receipts do not make a tree dirty: measuring several things leaves several new
-    receipts.
+    Untracked files, receipts and documents do not make a tree dirty: measuring several things leaves several
+    new receipts, and tables made of them.
     """
     folder = Path(folder).resolve()
     while not folder.exists():
@@ -168,7 +168,8 @@ def git_commit(folder: Path | str = ".") -> dict[str, Any]:
     head = git("rev-parse", "HEAD")
     if head is None:
         return {"hash": None, "dirty": None}
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)bench/receipts")
+    others = (":(top,exclude)bench/receipts", ":(top,exclude)docs", ":(top,exclude)*.md")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", *others)
     return {"hash": head, "dirty": None if changed is None else bool(changed)}
 
 
