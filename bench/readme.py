@@ -3,6 +3,8 @@
 python bench/readme.py             # only the tables, from the receipts that git tracks (git add them first)
 python bench/readme.py runs/full   # also write bench/receipts/raise-MODE.json and docs/img/report-*.svg first
 python bench/readme.py --check     # report whether the tables are up to date, and change nothing
+
+The tables mark receipts whose commit is not in git's history, so all of this needs a checkout with its whole history.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from readme_tables import (
     checks_table,
     family_table,
     fill,
+    mark,
+    marks_text,
     numbers_table,
     plan_table,
     run_values,
@@ -74,11 +78,19 @@ def picture() -> str:
     )
 
 
-def tracked() -> set[str] | None:
-    """Return the receipts that git knows: only those belong into the README; None outside git."""
-    words = ["git", "ls-files", "--", "bench/receipts"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    return {Path(line).name for line in done.stdout.splitlines()} if done.returncode == 0 else None
+def git(*words: str) -> list[str] | None:
+    """Return the lines that a git command prints, or None where it fails, as outside a checkout."""
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.splitlines() if done.returncode == 0 else None
+
+
+def history() -> set[str] | None:
+    """Return the commits that HEAD grew from, or None where git does not know them all."""
+    return (
+        set(git("rev-list", "HEAD") or ())
+        if git("rev-parse", "--is-shallow-repository") == ["false"]
+        else None
+    )
 
 
 def judged_again(family: Receipt) -> Receipt:
@@ -93,21 +105,20 @@ def judged_again(family: Receipt) -> Receipt:
     return dataclasses.replace(family, values=values)
 
 
-def tables() -> dict[str, str]:
-    """Return every table that a marker may name."""
-    known = tracked()
-    receipts = read_receipts(COMMITTED)
-    receipts = {
-        name: receipt for name, receipt in receipts.items() if known is None or f"{name}.json" in known
-    }
+def tables(commits: set[str]) -> dict[str, str]:
+    """Return every table that a marker may name, from the receipts that git tracks. ``commits``: the history."""
+    tracked = {Path(line).stem for line in git("ls-files", "--", "bench/receipts") or ()}
+    receipts = {name: found for name, found in read_receipts(COMMITTED).items() if name in tracked}
     receipts["family"] = judged_again(receipts["family"])
     family = receipts.get("raise-demo")
+    marks = {name: mark(receipt, commits) for name, receipt in receipts.items()}
     checks = {name: receipt for name, receipt in receipts.items() if not name.startswith("raise-")}
     return {
         "sizes": sizes_table(),
-        "numbers": numbers_table(receipts),
+        "numbers": numbers_table(receipts, marks),
         "plan": plan_table(receipts),
-        "checks": checks_table(checks, "../bench/receipts"),
+        "marks": marks_text(marks),
+        "checks": checks_table(checks, marks, "../bench/receipts"),
         "family": family_table(family),
         "stages": stages_table(family),
         "picture": picture(),
@@ -137,10 +148,14 @@ def take(folder: Path) -> None:
 
 def main(words: list[str]) -> int:
     check = "--check" in words
+    if (commits := history()) is None:
+        reason = "git does not have the whole history here, so it cannot tell which receipts to mark"
+        print(f"skipped: {reason} (git fetch --unshallow gets it)", file=sys.stderr)
+        return 0 if check else 1
     for word in words:
         if not word.startswith("-"):
             take(Path(word))
-    filled = tables()
+    filled = tables(commits)
     behind = 0
     for page in PAGES:
         text = page.read_text(encoding="utf-8")

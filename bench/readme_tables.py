@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
 from herd.errors import ReportError
 from herd.report.receipt import Receipt, Value
@@ -47,6 +47,25 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
         return f"{found[1]}{body}{chr(10) if body else ''}{found[4]}"
 
     return _MARKED.sub(table, text)
+
+
+LOST, DIRTY = "†", "‡"
+"""Marks of a receipt whose commit is not in the history, and of one made with uncommitted changes."""
+
+
+def mark(receipt: Receipt, commits: Container[str]) -> str:
+    """Return the marks of a receipt. ``commits``: hashes of the history."""
+    lost = receipt.commit.get("hash") not in commits
+    return (LOST if lost else "") + (DIRTY if receipt.commit.get("dirty") else "")
+
+
+def marks_text(marks: Mapping[str, str]) -> str:
+    """Return the sentence that explains the marks and counts them. ``marks``: by receipt."""
+    lost, dirty = (sum(sign in found for found in marks.values()) for sign in (LOST, DIRTY))
+    return (
+        f"{LOST} The commit of this record is not in the history: {lost} of {len(marks)} records. "
+        f"{DIRTY} Made with uncommitted changes: {dirty} of {len(marks)}."
+    )
 
 
 _NUMBERS = (
@@ -88,26 +107,29 @@ _NUMBERS = (
 """What the README shows: a description, a receipt and one of its values."""
 
 
-def numbers_table(receipts: Mapping[str, Receipt]) -> str:
-    """Return the ten numbers of the README, each with its bar and receipt."""
+def numbers_table(receipts: Mapping[str, Receipt], marks: Mapping[str, str]) -> str:
+    """Return the numbers of the README, each with its bar and receipt. ``marks``: of receipts, by name."""
     rows = []
     for what, name, key in _NUMBERS:
         value = receipts[name].values.get(key) if name in receipts else None
         if value is None:
             raise ReportError(f"receipt {name!r} has no value {key!r}, which the README shows")
         bar = _NONE if value.bar is None else _bar(value)
-        rows.append([f"[{what}](bench/receipts/{name}.json)", shown(value), bar])
+        rows.append([f"[{what}](bench/receipts/{name}.json) {marks[name]}".rstrip(), shown(value), bar])
     return markdown(["what", "measured", "bar"], rows)
 
 
-def checks_table(receipts: Mapping[str, Receipt], folder: str = "bench/receipts") -> str:
+def checks_table(
+    receipts: Mapping[str, Receipt], marks: Mapping[str, str], folder: str = "bench/receipts"
+) -> str:
     """Return the receipts with bars: what was measured, a link, and the numbers with their bars."""
     rows: list[list[str]] = []
     for name, receipt in receipts.items():
         barred = _barred(receipt)
         if not barred:
             continue
-        rows.append([f"**{receipt.what}** ([receipt]({folder}/{name}.json))", "", "", ""])
+        head = f"**{receipt.what}** ([receipt]({folder}/{name}.json)) {marks[name]}".rstrip()
+        rows.append([head, "", "", ""])
         for key, value in barred.items():
             verdict = _NONE if value.passed is None else "✓" if value.passed else "**✗**"
             rows.append([key.replace("_", " "), shown(value), _bar(value), verdict])
