@@ -65,6 +65,24 @@ def whole_folder(target: Path) -> Iterator[Path]:
     target = Path(target).absolute()
     if target.is_symlink():
         target = target.resolve()
+    with folder_beside(target) as temporary:
+        try:
+            yield temporary
+            flush_folder(temporary)
+            put_in_place(temporary, target)
+        except StorageError as error:  # from a file inside: name the folder that the user asked for
+            cause = error.__cause__
+            raise (storage_error(target, cause) if isinstance(cause, OSError) else error) from cause
+        except OSError as error:
+            raise storage_error(target, error) from error
+
+
+@contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder next to ``target``, and remove it when the block ends.
+
+    Those of processes that were killed are removed too.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
@@ -74,13 +92,6 @@ def whole_folder(target: Path) -> Iterator[Path]:
         raise storage_error(target, error) from error
     try:
         yield temporary
-        flush_folder(temporary)
-        put_in_place(temporary, target)
-    except StorageError as error:  # from a file inside: name the folder that the user asked for
-        cause = error.__cause__
-        raise (storage_error(target, cause) if isinstance(cause, OSError) else error) from cause
-    except OSError as error:
-        raise storage_error(target, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after an exchange this is the old folder
 

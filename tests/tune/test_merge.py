@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 
@@ -172,6 +173,29 @@ def test_a_merge_replaces_neither_other_files_nor_its_base(adapter, base, tmp_pa
     said = capsys.readouterr().err
     assert f"{folder}: its base model is not there ({own}: no such file or folder)" in said
     assert f"write its new path into {folder / 'adapter_config.json'}" in said
+
+
+def test_merges_into_one_folder_do_not_disturb_each_other_and_leave_nothing(adapter, tmp_path, monkeypatch):
+    folder, out, seen = adapter(0.2), tmp_path / "out", set()
+
+    def merge_again(line):
+        if line.startswith("comparing") and not out.exists():
+            merge_adapter(folder, "fp32", out)
+
+    def write(*words, **more):  # a killed one would leave all hidden names that are there now
+        get = words[2]
+        words = (*words[:2], lambda name: seen.update(tmp_path.glob(".*")) or get(name), *words[3:])
+        return checkpoint.write_checkpoint(*words, **more)
+
+    monkeypatch.setattr("herd.tune.merge.write_checkpoint", write)
+    assert merge_adapter(folder, "fp32", out, say=merge_again).written
+    assert checkpoint.load_model(out).config.dim == 64
+    assert not list(tmp_path.glob(".*"))
+    for path in seen:
+        dead = path.with_name(path.name.replace(str(os.getpid()), "4194305"))  # more than a process id can be
+        (dead / "model").mkdir(parents=True)
+    assert merge_adapter(folder, "fp32", out).written
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_an_adapter_is_not_trained_as_if_it_were_its_base(adapter, dialogs, tmp_path, capsys):

@@ -19,7 +19,6 @@ Shapes: N tokens of the examples, D model dim.
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -47,7 +46,7 @@ from ..errors import CheckpointError, DataError, QuantError, StorageError
 from ..evals.bpb import chunk_tokens
 from ..evals.fidelity import compare_logits
 from ..evals.windows import from_texts
-from ..files import put_in_place
+from ..files import folder_beside, put_in_place
 from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..llama.streamed import StreamedModel
@@ -149,9 +148,8 @@ def merge_adapter(
     read = weight_reader(source.path)
     base = StreamedModel(LlamaLM.on_meta(source.config), lambda name: read(name, torch.float32))
     tuned = StreamedModel(read_adapter(source.adapter).attach(LlamaLM.on_meta(source.config)), base.read)
-    staging = out.with_name(f".{out.name}.unproven")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with folder_beside(out) as temporary:
+        staging = temporary / out.name  # what writing it leaves beside it when it is killed is in there too
         rows_of: _Rows | None = None
         if repair and isinstance(storage, Scheme):
             with tempfile.TemporaryDirectory(prefix="herd-repair-") as state:
@@ -172,17 +170,13 @@ def merge_adapter(
             raise StorageError(str(error).replace(str(staging), str(out))) from error
         say(f"comparing with base + adapter on {held_out.name}")
         report = _measured(staging, out, to, base, tuned, held_out, storage)
-        if report.survived >= least or force:
-            lineage = load_lineage(staging if isinstance(storage, torch.dtype) else staging / "model.gguf")
-            if lineage is not None:
-                update_lineage(
-                    staging, evals={"merge": {**vars(report), "written": True, "folder": out.name}}
-                )
-            put_in_place(staging, out)
-            return MergeReport(**{**vars(report), "written": True})
-        return report
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if report.survived < least and not force:
+            return report
+        lineage = load_lineage(staging if isinstance(storage, torch.dtype) else staging / "model.gguf")
+        if lineage is not None:
+            update_lineage(staging, evals={"merge": {**vars(report), "written": True, "folder": out.name}})
+        put_in_place(staging, out)
+        return MergeReport(**{**vars(report), "written": True})
 
 
 def export_adapter(folder: str | Path, out: Path) -> Path:
