@@ -220,3 +220,22 @@ def test_a_base_other_than_the_one_that_the_adapter_was_trained_on_is_named(adap
             warnings.simplefilter("always")
             merge_adapter(folder, "fp32", tmp_path / "merged")
         assert sum("was trained on other weights" in str(each.message) for each in caught) == warned
+
+
+def test_a_base_that_was_replaced_is_named_when_the_adapter_is_loaded(adapter, base, tmp_path):
+    folder, own = adapter(0.2), tmp_path / "own"
+    model, tokenizer = checkpoint.load_model(base), checkpoint.load_tokenizer(base)
+    trained_on = checkpoint.save_model(own, model, tokenizer, lineage=Lineage(name="own", stage="base"))
+    for name, changes in (
+        ("adapter_config.json", {"base_model_name_or_path": str(own)}),
+        ("herd.json", {"parents": {"start": trained_on}}),
+    ):
+        known = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(known | changes))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoint.load_model(folder)
+    model.model.norm.weight.data += 1
+    checkpoint.save_model(own, model, tokenizer, lineage=Lineage(name="own", stage="base"))
+    with pytest.warns(UserWarning, match="was trained on other weights than those of"):
+        checkpoint.load_model(folder)

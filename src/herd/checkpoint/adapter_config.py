@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .lineage import load_lineage
 from .paths import ADAPTER, ADAPTER_CONFIG, CONFIG, PICKLED_ADAPTER
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -64,6 +65,23 @@ def refuse_adapter(folder: Path, what: str) -> None:
             f"{folder}: is an adapter for {base}, and {what} needs a whole model; "
             f"merge it first: herd tune merge {folder} --to bf16"
         )
+
+
+def warn_of_other_base(
+    adapter: Path, base: Path, hash_of: Callable[[Path], str | None] | None = None
+) -> None:
+    """Warn if an adapter was trained on other weights than those of ``base``, its base model, has now.
+
+    ``hash_of`` returns their hash (default: the one in ``herd.json``; without it nothing is known).
+    """
+    known = load_lineage(adapter) if adapter != base else None
+    trained_on = known.parents.get("start") if known else None
+    if trained_on is None:
+        return
+    lineage = load_lineage(base)
+    found = hash_of(base) if hash_of is not None else lineage.weights_hash if lineage else None
+    if found not in (trained_on, None):
+        warnings.warn(f"{adapter}: was trained on other weights than those of {base}", stacklevel=3)
 
 
 def warn_of_adapter_beside_model(folder: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
-from .adapter_config import base_of, is_adapter
+from .adapter_config import base_of, is_adapter, warn_of_other_base
 from .catalogue import find_entry
 from .chat_format import (
     generation_defaults,
@@ -137,6 +137,7 @@ class ModelSource:
             return model
         from .adapters import read_adapter
 
+        warn_of_other_base(self.adapter, self.path)
         return read_adapter(self.adapter).attach(model)
 
 

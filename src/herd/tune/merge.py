@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..checkpoint import ModelSource, checkpoint_hash, load_trainable, weight_reader, write_checkpoint
-from ..checkpoint.adapter_config import has_model_and_adapter
+from ..checkpoint.adapter_config import has_model_and_adapter, warn_of_other_base
 from ..checkpoint.adapters import export_gguf_adapter, read_adapter
 from ..checkpoint.gguf_folder import encoded, write_gguf_folder
 from ..checkpoint.lineage import Lineage, load_lineage, update_lineage
@@ -133,10 +133,7 @@ def merge_adapter(
         raise CheckpointError(
             f"{folder}: measuring needs a tokenizer, and the adapter and its base have none"
         )
-    known = load_lineage(source.adapter)
-    trained_on = known.parents.get("start") if known and source.adapter != source.path else None
-    if trained_on is not None and trained_on != checkpoint_hash(source.path):
-        warnings.warn(f"{folder}: was trained on other weights than those of {source.path}", stacklevel=2)
+    warn_of_other_base(source.adapter, source.path, checkpoint_hash)
     storage = _storage(to, source.config)
     out = Path(out).absolute()
     require_replaceable(out, source.path, source.adapter)
