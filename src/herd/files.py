@@ -55,8 +55,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace the content of ``path`` by ``value`` in JSON."""
-    write_atomically(path, json.dumps(value, indent=1, ensure_ascii=False))
+    """Replace the content of ``path`` by ``value`` in JSON. Names that are not UTF-8 become escapes."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 @contextmanager
@@ -117,8 +118,13 @@ def require_free_space(target: Path, nbytes: int) -> None:
 def require_own(folder: Path, mark: str, names: Iterable[str]) -> None:
     """Raise `StorageError` if a folder has one of ``names``, which a run would replace, but not ``mark``.
 
-    ``mark`` is a file that every run of this kind writes first. So nothing is lost that no run has made.
+    ``mark`` is a file that every run of this kind writes first. So nothing is lost that no run has made. Also
+    raised for a path that is not UTF-8, which the recipes and records of a run could not hold.
     """
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        raise StorageError(f"{str(folder.absolute())!a}: is not UTF-8; choose another --out") from None
     if not (folder / mark).exists():
         for name in names:
             if (folder / name).exists():

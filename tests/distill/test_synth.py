@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
@@ -130,6 +131,7 @@ def test_planted_wrong_answers_are_removed_and_right_ones_kept(tmp_path, kind, s
 
 def test_shards_are_dialogs_with_their_provenance(tmp_path):
     prompts, teacher = planted("solver", 30, share=0.0)
+    prompts[0] = replace(prompts[0], where="caf\udce9.jsonl:1")  # a file whose name is not UTF-8
     found = synthesize(prompts, teacher, tmp_path, SynthOptions(similarity=1.0))
     assert found.finished
     dialogs = list(read_dialogs(found.shards[0]))

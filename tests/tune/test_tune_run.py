@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -228,6 +231,28 @@ def test_files_that_no_run_has_made_are_not_replaced(base, dialogs, tmp_path, ca
         assert (out / name).read_text() == content
     tune("inspect", tmp_path / "options.json", code=1)
     assert "is not from herd tune" in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf8_are_refused_before_the_recipe_is_written(
+    base, dialogs, tmp_path, monkeypatch, capsys
+):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    file = shutil.copy(dialogs, folder / "rows.jsonl")
+    for data, out, said in (
+        (file, tmp_path / "run", "--data="),
+        (dialogs, folder / "run", "--out="),
+        ("rows.jsonl", tmp_path / "run", "data.paths.0="),
+    ):
+        monkeypatch.chdir(folder)  # the recipe has paths from the root
+        tune(base, "--data", data, "--out", out, "--check", code=1)
+        line = capsys.readouterr().err
+        assert said in line
+        assert "caf\\udce9/" in line
+        assert "is not UTF-8" in line
+        assert not (out / "recipe.yaml").exists()
+    tune(base, "--data", dialogs, "--out", "run", "--check", code=1)
+    assert "caf\\udce9/run': is not UTF-8; choose another --out" in capsys.readouterr().err
 
 
 def test_a_run_within_its_data_is_refused(base, dialogs, tmp_path, capsys):

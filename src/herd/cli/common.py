@@ -119,12 +119,14 @@ def checked(kind: type[S], **fields: Any) -> S:
     """Return the settings of a run. Raises `ConfigError` that names the option with the first mistake."""
     from pydantic import ValidationError
 
+    from ..train.section import complaint
+
     try:
         return kind(**fields)
     except ValidationError as error:
         first = error.errors()[0]
-        option = "-".join(map(str, first["loc"])).replace("_", "-")
-        raise ConfigError(f"--{option}={first['input']!r}: {first['msg'].lower()}") from error
+        option = str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"--{option}={first['input']!r}: {complaint(first)}") from error
 
 
 def print_json(result: Any) -> None:

@@ -342,7 +342,8 @@ def _write_shards(
     with whole_folder(out / "shards") as temporary:
         for shard, some in enumerate(_parts(lines, SHARD_LINES)):
             path = temporary / f"{shard:05}.jsonl"
-            path.write_text("".join(line + "\n" for line in some), encoding="utf-8")
+            text = "".join(line + "\n" for line in some)  # names of files may have any encoding
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
     found.shards = sorted((out / "shards").glob("*.jsonl"))
     return found
 

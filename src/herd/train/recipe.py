@@ -31,7 +31,7 @@ from .optimizers import AnyOptimizer
 from .recipe_yaml import KeyPath, dotted, read_yaml
 from .rounding import RoundingSection
 from .schedules import AnySchedule, Cosine
-from .section import ComputeDtype, Positive, PositiveReal, Section, UserPath, impossible
+from .section import ComputeDtype, Positive, PositiveReal, Section, UserPath, complaint, impossible
 from .sources import AnyData
 
 
@@ -253,8 +253,7 @@ def _problem(detail: ErrorDetails, lines: dict[KeyPath, int]) -> tuple[int, str]
         return _line(at, lines), f"{dotted(at)} is not a key; {hint}"
     if detail["type"] == "missing":
         return _line(at, lines), f"{dotted(at)} is missing"
-    said = detail["msg"][0].lower() + detail["msg"][1:]
-    return _line(at, lines), f"{dotted(at)}={detail['input']!r}: {said}"
+    return _line(at, lines), f"{dotted(at)}={detail['input']!r}: {complaint(detail)}"
 
 
 def _without_tags(loc: KeyPath) -> tuple[KeyPath, str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ..dtypes import parse_dtype
 from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -44,7 +47,15 @@ ComputeDtype = Annotated[Literal["fp32", "bf16"], BeforeValidator(_short_name)]
 class Section(BaseModel):
     """A checked record without unknown keys, which cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    # pydantic refuses a path that is not UTF-8, which YAML and JSON cannot hold, only if texts have a limit
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, str_max_length=1 << 20)
+
+
+def complaint(detail: ErrorDetails) -> str:
+    """Return the text of one of pydantic's complaints about a value."""
+    if detail["type"] == "string_unicode":
+        return "is not UTF-8, so no recipe can hold it; rename the file or folder"
+    return detail["msg"][0].lower() + detail["msg"][1:]
 
 
 def impossible(field: str, message: str) -> PydanticCustomError:
