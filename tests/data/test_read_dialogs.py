@@ -221,7 +221,6 @@ def test_tools_and_calls_of_other_formats_reach_the_renderer(
         ('{"instruction": "a", "output": "b", "history": [1]}', "history is not a list"),
         ('{"chosen": [], "rejected": []}', "pair of preferences"),
         (r'{"messages": [{"role": "user", "content": "\ud800"}]}', "lone surrogate"),
-        ('{"messages": [], "form": "json"}', "now called 'tool_call_format'"),
         ('{"messages": [{"role": "user", "content": "a"}], "tools": "["}', "tools: not JSON"),
     ],
 )

@@ -343,10 +343,6 @@ def test_whatever_is_parsed_can_be_rendered(small, text, tools, tool_call_format
             [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}, "tool_call_format": "x"}]}],
             "tool_call_format 'x' is unknown",
         ),
-        (
-            [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {}, "form": "json"}]}],
-            "'form' is now called 'tool_call_format'",
-        ),
     ],
 )  # fmt: skip
 def test_dialogs_that_the_format_cannot_express_are_refused(small, messages, message):

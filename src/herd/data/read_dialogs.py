@@ -116,8 +116,6 @@ def dialog_of_row(row: DataRow, ignored: Counter[str]) -> tuple[str, ReadDialog]
     fields = {"messages": row.value} if isinstance(row.value, list) else row.value
     if not isinstance(fields, dict):
         raise DataError(f"{row.where}: {type(fields).__name__} instead of an object with messages")
-    if "form" in fields:
-        raise DataError(f"{row.where}: 'form' is now called 'tool_call_format'; rename it")
     fields = {key: value for key, value in fields.items() if value is not None}
     used, kind, messages = _messages(fields, row.where)
     options = {name: fields[name] for name in OPTIONS if fields.get(name)}

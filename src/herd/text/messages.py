@@ -129,8 +129,6 @@ def _checked_call(call: Any, where: str) -> CallInMessage:
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
         raise ChatError(f"{where}: arguments must be a dict with str keys, not {type(arguments).__name__}")
     json_text(arguments, f"{where}: arguments")  # refuses what no format can write, such as infinity
-    if "form" in call:
-        raise ChatError(f"{where}: 'form' is now called 'tool_call_format'; rename it")
     id_, own = call.get("id"), call.get("tool_call_format")
     if not isinstance(own, str | None):
         raise ChatError(f"{where}: tool_call_format {own!r} is not a name")

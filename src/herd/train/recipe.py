@@ -12,7 +12,6 @@ import dataclasses
 import difflib
 import os
 import typing
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +25,6 @@ from ..llama.config import SIZES, ModelConfig, RopeScaling, extended
 from .adapters import AdapterSection
 from .config import TrainConfig, TrainSettings
 from .objectives import AnyObjective
-from .old_keys import RENAMED, rename_keys
 from .optimizers import AnyOptimizer
 from .recipe_yaml import KeyPath, dotted, read_yaml
 from .rounding import RoundingSection
@@ -215,8 +213,6 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
     data, lines = read_yaml(text, where)
     if not isinstance(data, dict):
         raise RecipeError(f"{where}:1: a recipe is a mapping of keys, not {type(data).__name__}")
-    if renamed := rename_keys(data, lines):
-        warnings.warn(f"{where}: reading keys by their present names: {', '.join(renamed)}", stacklevel=2)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -245,15 +241,21 @@ def _problem(detail: ErrorDetails, lines: dict[KeyPath, int]) -> tuple[int, str]
         given = f"={detail['input']['kind']!r}: " if "kind" in detail["input"] else " is missing; "
         return _line(at, lines), f"{dotted(at)}{given}give one of {kinds}"
     if detail["type"] == "extra_forbidden":
-        if dotted(at) in RENAMED:
-            return _line(at, lines), f"{dotted(at)} is now {RENAMED[dotted(at)]}"
-        known = _keys(at[:-1], tag)
-        near = difflib.get_close_matches(str(at[-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-        return _line(at, lines), f"{dotted(at)} is not a key; {hint}"
+        return _line(at, lines), f"{dotted(at)} is not a key; {_hint(at, tag)}"
     if detail["type"] == "missing":
         return _line(at, lines), f"{dotted(at)} is missing"
     return _line(at, lines), f"{dotted(at)}={detail['input']!r}: {complaint(detail)}"
+
+
+def _hint(at: KeyPath, tag: str) -> str:
+    """Return what to write instead of an unknown key: a similar one, or the same one of another section."""
+    known, name = _keys(at[:-1], tag), str(at[-1])
+    if near := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
+        return f"did you mean {near[0]}?"
+    sections = [key for key, field in Recipe.model_fields.items() if _models(field.annotation)]
+    if found := [other for other in sections if other != at[0] and name in _keys((other,), "")]:
+        return f"did you mean {found[0]}.{name}?"
+    return f"known are {', '.join(known)}"
 
 
 def _without_tags(loc: KeyPath) -> tuple[KeyPath, str]:
