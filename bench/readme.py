@@ -23,9 +23,9 @@ from herd.report.page import raise_command
 from herd.report.receipt import Receipt, read_receipt
 from herd.report.run import load_run
 from herd.report.tabulate import markdown
+from readme_checks import checks_table, missed_text
 from readme_picture import write_pictures
 from readme_tables import (
-    checks_table,
     family_table,
     fill,
     mark,
@@ -118,6 +118,8 @@ def tables(commits: set[str]) -> dict[str, str]:
         "numbers": numbers_table(receipts, marks),
         "plan": plan_table(receipts),
         "marks": marks_text(marks),
+        "missed": checks_table(checks, marks, "../bench/receipts", missed=True),
+        "missed-count": missed_text(checks),
         "checks": checks_table(checks, marks, "../bench/receipts"),
         "family": family_table(family),
         "stages": stages_table(family),

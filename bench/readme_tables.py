@@ -1,4 +1,4 @@
-"""Make the tables of the README and of docs/checks.md: all of their content comes from receipts.
+"""Make the tables of the README and some of docs/checks.md: all of their content comes from receipts.
 
     <!-- herd:table NAME -->
     ...replaced...
@@ -114,30 +114,16 @@ def numbers_table(receipts: Mapping[str, Receipt], marks: Mapping[str, str]) -> 
         value = receipts[name].values.get(key) if name in receipts else None
         if value is None:
             raise ReportError(f"receipt {name!r} has no value {key!r}, which the README shows")
-        bar = _NONE if value.bar is None else _bar(value)
+        bar = _NONE if value.bar is None else shown_bar(value)
         rows.append([f"[{what}](bench/receipts/{name}.json) {marks[name]}".rstrip(), shown(value), bar])
     return markdown(["what", "measured", "bar"], rows)
 
 
-def checks_table(
-    receipts: Mapping[str, Receipt], marks: Mapping[str, str], folder: str = "bench/receipts"
-) -> str:
-    """Return the receipts with bars: what was measured, a link, and the numbers with their bars."""
-    rows: list[list[str]] = []
-    for name, receipt in receipts.items():
-        barred = _barred(receipt)
-        if not barred:
-            continue
-        head = f"**{receipt.what}** ([receipt]({folder}/{name}.json)) {marks[name]}".rstrip()
-        rows.append([head, "", "", ""])
-        for key, value in barred.items():
-            verdict = _NONE if value.passed is None else "✓" if value.passed else "**✗**"
-            rows.append([key.replace("_", " "), shown(value), _bar(value), verdict])
-    return markdown(["what", "measured", "bar", ""], rows)
-
-
-def _barred(receipt: Receipt) -> dict[str, Value]:
-    return {key: value for key, value in receipt.values.items() if value.bar is not None}
+def measured_on(receipt: Receipt) -> str:
+    """Return the date of a receipt and the name of the processor, with "AVX2" if it used no more than that."""
+    processor = re.sub(r"\(R\)|\(TM\)| Processor| @.*", "", receipt.machine.get("cpu", ""))
+    older = ", AVX2" if receipt.machine.get("instruction_set") == "AVX2" else ""
+    return f"{receipt.date[:10]}, {processor}{older}"
 
 
 _FAMILY = ("bpb", "kl", "top1", "needle", "tool_use", "code_pass")
@@ -322,11 +308,19 @@ def shown(value: Value) -> str:
         return "yes" if value.value else "no"
     if isinstance(value.value, str):
         return value.value
-    unit = "×" if value.unit in ("ratio", "x") else unit_name(value.unit)
-    text = _plain(value.value, value.unit) + (f"{NBSP}{unit}" if unit and value.unit != "bytes" else "")
+    unit = "fraction" if _is_part(value) else value.unit
+    name = "×" if unit in ("ratio", "x") else unit_name(unit)
+    if _is_part(value):
+        name += f" {value.unit}"
+    text = _plain(value.value, unit) + (f"{NBSP}{name}" if name and unit != "bytes" else "")
     if value.lo is not None and value.hi is not None:
-        text += f" ({_plain(value.lo, value.unit)} – {_plain(value.hi, value.unit)})"
+        text += f" ({_plain(value.lo, unit)} – {_plain(value.hi, unit)})"
     return text
+
+
+def _is_part(value: Value) -> bool:
+    """Return whether a value is a fraction of something that its unit names, such as 0.75 "of 20"."""
+    return isinstance(value.value, float) and value.unit.startswith("of ")
 
 
 def _plain(value: float, unit: str) -> str:
@@ -351,8 +345,9 @@ def _with_interval(value: Value | None, decimals: int | None) -> str:
     return text
 
 
-def _bar(value: Value) -> str:
+def shown_bar(value: Value) -> str:
     """Format a bar in the unit in which its value is shown."""
-    if is_share(value.unit) and (found := re.fullmatch(r"([≤≥]) ([\d.]+)", str(value.bar))):
+    bar = str(value.bar).replace("<=", "≤").replace(">=", "≥").replace("|", "\\|")
+    if (is_share(value.unit) or _is_part(value)) and (found := re.fullmatch(r"([≤≥]) ([\d.]+)", bar)):
         return f"{found[1]} {100 * float(found[2]):g} %"
-    return str(value.bar).replace("|", "\\|")
+    return bar

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -12,14 +13,15 @@ import pytest
 from example_run import make
 
 import readme
+import readme_checks
 from family_bars import judged
 from herd.errors import ReportError
 from herd.report import Value, read_receipts, write_receipt
 from herd.report.receipt import Receipt
 from herd.report.run import load_run
+from readme_checks import checks_table, missed_text, rows
 from readme_picture import write_pictures
 from readme_tables import (
-    checks_table,
     family_table,
     fill,
     mark,
@@ -133,17 +135,71 @@ def test_markers_that_cannot_be_filled_are_refused(text, word):
 def test_checks_show_bars_and_verdicts(tmp_path):
     values = {
         "speed": Value(1.31, "1", lo=1.28, hi=1.33, bar="≥ 1.15", passed=True),
-        "memory": Value(0.95, "1", bar="≤ 0.9", passed=False),
-        "share": Value(0.735, "fraction", bar="≥ 0.7", passed=True),
+        "memory of Q4_K_M": Value(0.95, "1", bar="<= 0.9", passed=False),
+        "share_of_all": Value(0.735, "fraction", bar="≥ 0.7", passed=True),
+        "small talk": Value(0.75, "of 20", lo=0.531, hi=0.888, bar=">= 0.9", passed=False),
         "unjudged": Value(3, "s"),
     }
-    write_receipt(tmp_path / "pace.json", what="training", values=values, command="true")
-    table = checks_table(read_receipts(tmp_path), {"pace": "†"})
-    assert "| **training** ([receipt](bench/receipts/pace.json)) † |  |  |  |" in table
-    assert "| speed | 1.31 (1.28 – 1.33) | ≥ 1.15 | ✓ |" in table
-    assert "| memory | 0.950 | ≤ 0.9 | **✗** |" in table
-    assert "| share | 73.5\xa0% | ≥ 70 % | ✓ |" in table
-    assert "unjudged" not in table
+    path = write_receipt(tmp_path / "pace.json", what="training", values=values, command="true")
+    record = json.loads(path.read_text()) | {"date": "2026-01-31T12:00:00Z"}
+    record["machine"] |= {"cpu": "Intel(R) Xeon(R) Processor @ 2.50GHz", "instruction_set": "AVX2"}
+    path.write_text(json.dumps(record))
+    receipts = read_receipts(tmp_path)
+    table = checks_table(receipts, {"pace": "†"}).replace("\xa0", " ")
+    head = "| **training** ([receipt](bench/receipts/pace.json), 2026-01-31, Intel Xeon, AVX2) † |  |  |  |"
+    missed = [
+        "| memory of Q4_K_M | 0.950 | ≤ 0.9 | **✗** |",
+        "| small talk | 75.0 % of 20 (53.1 – 88.8) | ≥ 90 % | **✗** |",
+    ]
+    assert table.splitlines()[2:] == [
+        head,
+        "| speed | 1.31 (1.28 – 1.33) | ≥ 1.15 | ✓ |",
+        missed[0],
+        "| share of all | 73.5 % | ≥ 70 % | ✓ |",
+        missed[1],
+    ]
+    only = checks_table(receipts, {"pace": "†"}, missed=True).replace("\xa0", " ")
+    assert only.splitlines()[2:] == [head, *missed]
+    assert missed_text(receipts).startswith("2 of 4 bars")
+
+
+def test_equal_rows_that_passed_share_a_line(tmp_path):
+    def of(found, passed=True):
+        return Value(found, "files", bar="0", passed=passed)
+
+    values = {"a": of(0), "b": of(1, False), "c": of(0), "d": of(0), "e": of(0), "f": of(1, False)}
+    values |= {"g": of(1, False), "h": of(1, False)}
+    write_receipt(tmp_path / "left.json", what="files left", values=values, command="true")
+    table = rows(read_receipts(tmp_path)["left"])
+    assert [row.label for row in table] == ["a; c; d; e", "b", "f", "g", "h"]
+
+
+def test_gold_answers_are_summed_and_a_miss_is_not(tmp_path):
+    values = {
+        f"{name}_{form}_gold": Value(n, "items", bar=bar, passed=True)
+        for name, n, bar in (
+            ("human_eval", 164, "164 of 164"),
+            ("ifeval", 536, "536 of 541, 5 contradict themselves"),
+        )
+        for form in ("base", "instruct")
+    }
+    values["mbpp_base_gold"] = Value(499, "items", bar="500 of 500", passed=False)
+    values["mbpp_base_wrong"] = Value(0, "items", bar="0", passed=True)
+    write_receipt(tmp_path / "eval_gold.json", what="judges", values=values, command="true")
+    found = rows(read_receipts(tmp_path)["eval_gold"])
+    assert [(row.number.replace("\xa0", " "), row.bar, row.passed) for row in found] == [
+        ("1,400 items", "1,400 of 1,410; the others contradict themselves", True),
+        ("0 items", "0", True),
+        ("499 items", "500 of 500", False),
+    ]
+    assert found[0].label.endswith(": human eval, ifeval, mbpp")
+
+
+def test_labels_that_replace_keys_belong_to_committed_receipts():
+    receipts = read_receipts(ROOT / "bench" / "receipts")
+    for start, pattern, _ in readme_checks.LABELS:
+        keys = [key for name, receipt in receipts.items() if name.startswith(start) for key in receipt.values]
+        assert any(re.fullmatch(pattern, key) for key in keys), (start, pattern)
 
 
 def test_the_families_are_judged_by_the_bars_that_were_set_before_they_were_measured():
@@ -153,8 +209,13 @@ def test_the_families_are_judged_by_the_bars_that_were_set_before_they_were_meas
     assert judged("tools_worst_form", 0.703, 0.686, 0.718).passed
     assert not judged("tools_worst_form", 0.703, 0.59, 0.718).passed, "one run is too far below"
     assert judged("tools_th", 0.53, 0.46, 0.58).bar is None
-    page = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
-    assert re.search(r"worst.*language \| 47\.9\s%.*≥ 50 %.*✗", page)
+    again = readme.judged_again(read_receipts(ROOT / "bench" / "receipts")["family"]).values
+    assert [key for key, value in again.items() if key.startswith("tools_") and value.bar] == [
+        "tools_en",
+        "tools_worst_language",
+        "tools_worst_form",
+    ]
+    assert again["student_minus_control_tools"].bar == "ahead in every run"
 
 
 def test_a_number_of_the_readme_without_a_receipt_is_an_error():
