@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
 
 from herd.errors import ReportError
 from herd.report.receipt import Receipt, Value
@@ -68,55 +69,94 @@ def marks_text(marks: Mapping[str, str]) -> str:
     )
 
 
-_NUMBERS = (
-    ("8B in Q8_0, decode: speed relative to llama.cpp", "speed-q80", "decode at 128: ratio"),
-    (
+@dataclass(frozen=True)
+class Number:
+    """A number of the README: a description, a receipt and one of its values.
+
+    ``part``: a name and a value of the receipt that the number contains.
+    """
+
+    what: str
+    receipt: str
+    key: str
+    part: tuple[str, str] | None = None
+
+
+_TRANSFORMERS = "transformers with torch.compile"
+NUMBERS = (
+    Number("8B in Q8_0, decode: speed relative to llama.cpp", "speed-q80", "decode at 128: ratio"),
+    Number(
         "SmolLM2-135M in 4 bits, decode: speed relative to llama.cpp",
         "smollm2-speed",
         "as downloaded, decode at 128: ratio",
     ),
-    (
-        "the same: time until `herd chat` answers, beyond `import torch`",
+    Number(
+        "the same: time from the start of `herd chat` to its first word",
         "smollm2-start",
-        "more than import torch",
+        "first token",
+        part=("`import torch`", "import torch"),
     ),
-    ("8B in Q4_0, decode: speed relative to llama.cpp", "speed-q40", "decode at 128: ratio"),
-    ("8B in Q4_0, prompt of 512 tokens: speed relative to llama.cpp", "speed-q40", "prefill of 512: ratio"),
-    (
+    Number("8B in Q4_0, decode: speed relative to llama.cpp", "speed-q40", "decode at 128: ratio"),
+    Number(
+        "8B in Q4_0, prompt of 512 tokens: speed relative to llama.cpp", "speed-q40", "prefill of 512: ratio"
+    ),
+    Number(
         "8B in Q4_0, 16 sequences: speed relative to llama.cpp",
         "speed-q40-batch16",
         "decode at 128, 16 at once: ratio",
     ),
-    (
-        "training step (width 512, 8 layers): speed relative to transformers",
+    Number(
+        f"training step (width 512, 8 layers): speed relative to {_TRANSFORMERS}",
         "train-throughput",
-        "pace_vs_eager",
+        "pace_vs_compiled",
     ),
-    ("the same training step: peak memory relative to transformers", "train-throughput", "peak_vs_eager"),
-    (
+    Number(
+        f"the same training step: peak memory relative to {_TRANSFORMERS}",
+        "train-throughput",
+        "peak_vs_compiled",
+    ),
+    Number(
         "models of 1 M parameters, 3 seeds: English tool calls and answers that are right",
         "family",
         "tools_en",
     ),
-    (
-        "largest difference of logits from transformers, fp32 (misses the bar)",
-        "parity-logits",
-        "largest difference",
-    ),
+    Number("the same in the worst of seven other languages", "family", "tools_worst_language"),
+    Number("largest difference of logits from transformers, fp32", "parity-logits", "largest difference"),
 )
-"""What the README shows: a description, a receipt and one of its values."""
+"""What the README shows. Where a receipt compares with several rivals, the strongest one."""
 
 
 def numbers_table(receipts: Mapping[str, Receipt], marks: Mapping[str, str]) -> str:
-    """Return the numbers of the README, each with its bar and receipt. ``marks``: of receipts, by name."""
+    """Return the numbers of the README, each with its bar, receipt and date. ``marks``: of receipts, by name."""
     rows = []
-    for what, name, key in _NUMBERS:
-        value = receipts[name].values.get(key) if name in receipts else None
-        if value is None:
-            raise ReportError(f"receipt {name!r} has no value {key!r}, which the README shows")
-        bar = _NONE if value.bar is None else shown_bar(value)
-        rows.append([f"[{what}](bench/receipts/{name}.json) {marks[name]}".rstrip(), shown(value), bar])
-    return markdown(["what", "measured", "bar"], rows)
+    for number in NUMBERS:
+        name = number.receipt
+        value = _value(receipts, name, number.key)
+        cell, bar = shown(value), _with_verdict(value)
+        if number.part:
+            cell += f", of which {shown(_value(receipts, name, number.part[1]))} are {number.part[0]}"
+        if (older := f"{name}-avx2") in receipts:
+            value = _value(receipts, older, number.key)
+            cell, bar = (
+                f"{cell}<br>[AVX2](bench/receipts/{older}.json): {shown(value)} {marks[older]}".rstrip(),
+                f"{bar}<br>{_with_verdict(value)}",
+            )
+        link = f"[{number.what}](bench/receipts/{name}.json) {marks[name]}".rstrip()
+        rows.append([link, cell, bar, measured_on(receipts[name])])
+    return markdown(["what", "measured", "bar", "date, processor"], rows)
+
+
+def _value(receipts: Mapping[str, Receipt], name: str, key: str) -> Value:
+    value = receipts[name].values.get(key) if name in receipts else None
+    if value is None:
+        raise ReportError(f"receipt {name!r} has no value {key!r}, which the README shows")
+    return value
+
+
+def _with_verdict(value: Value) -> str:
+    """Return the bar of a value, and a cross if the value misses it."""
+    bar = _NONE if value.bar is None else shown_bar(value)
+    return f"{bar} **✗**" if value.passed is False else bar
 
 
 def measured_on(receipt: Receipt) -> str:

@@ -14,6 +14,7 @@ from example_run import make
 
 import readme
 import readme_checks
+import readme_tables
 from family_bars import judged
 from herd.errors import ReportError
 from herd.report import Value, read_receipts, write_receipt
@@ -22,10 +23,12 @@ from herd.report.run import load_run
 from readme_checks import checks_table, missed_text, rows
 from readme_picture import write_pictures
 from readme_tables import (
+    Number,
     family_table,
     fill,
     mark,
     marks_text,
+    measured_on,
     numbers_table,
     plan_table,
     run_values,
@@ -216,6 +219,35 @@ def test_the_families_are_judged_by_the_bars_that_were_set_before_they_were_meas
         "tools_worst_form",
     ]
     assert again["student_minus_control_tools"].bar == "ahead in every run"
+
+
+def test_the_numbers_of_the_readme_name_part_older_processor_and_miss(monkeypatch, tmp_path):
+    numbers = (
+        Number("pace of a step", "pace", "ratio"),
+        Number("start", "start", "first", part=("`import torch`", "torch")),
+    )
+    monkeypatch.setattr(readme_tables, "NUMBERS", numbers)
+    for name, ratio in (("pace", 1.4), ("pace-avx2", 1.1)):
+        values = {"ratio": Value(ratio, "×", bar="≥ 1.2", passed=ratio >= 1.2)}
+        write_receipt(tmp_path / f"{name}.json", what="pace", values=values, command="true")
+    values = {"first": (3.24, "s"), "torch": (2.62, "s")}
+    write_receipt(tmp_path / "start.json", what="start", values=values, command="true")
+    receipts = read_receipts(tmp_path)
+    table = numbers_table(receipts, {"pace": "", "pace-avx2": "‡", "start": "†"}).replace("\xa0", " ")
+    on = measured_on(receipts["pace"])
+    assert table.splitlines()[2:] == [
+        "| [pace of a step](bench/receipts/pace.json) | 1.40 ×<br>[AVX2](bench/receipts/pace-avx2.json): 1.10 × ‡ "
+        f"| ≥ 1.2<br>≥ 1.2 **✗** | {on} |",
+        f"| [start](bench/receipts/start.json) † | 3.24 s, of which 2.62 s are `import torch` | – | {on} |",
+    ]
+
+
+def test_the_numbers_of_the_readme_were_measured_on_what_it_says():
+    receipts = read_receipts(ROOT / "bench" / "receipts")
+    for name in {number.receipt for number in readme_tables.NUMBERS}:
+        machine = receipts[name].machine
+        assert (machine["cores"], "avx512_vnni" in machine["isa"]) == (2, True), name
+        assert measured_on(receipts[name]).endswith((", Intel Xeon", ", AMD EPYC")), name
 
 
 def test_a_number_of_the_readme_without_a_receipt_is_an_error():
