@@ -250,6 +250,16 @@ def test_the_numbers_of_the_readme_were_measured_on_what_it_says():
         assert measured_on(receipts[name]).endswith((", Intel Xeon", ", AMD EPYC")), name
 
 
+def test_the_minutes_of_the_demo_are_those_of_the_receipts():
+    receipts = read_receipts(ROOT / "bench" / "receipts")
+    quick = sum(
+        value.value for key, value in receipts["raise-demo"].values.items() if key.endswith("/seconds")
+    )
+    slow = receipts["family"].values["seconds"].hi
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"family of small models: {quick / 60:.0f} to {slow / 60:.0f} minutes on two cores" in readme
+
+
 def test_a_number_of_the_readme_without_a_receipt_is_an_error():
     with pytest.raises(ReportError, match="'speed-q80' has no value 'decode at 128: ratio'"):
         numbers_table({}, {})
