@@ -37,3 +37,14 @@ def test_commands_on_a_page_exist_with_their_options(page: Path) -> None:
 def test_the_pages_show_commands() -> None:
     shown = [command for page in PAGES for command in shown_commands(page.read_text(encoding="utf-8"))]
     assert len(shown) > 100
+
+
+def test_the_service_units_keep_store_and_kernels_where_they_may_write() -> None:
+    page = (ROOT / "docs" / "how-to" / "serve.md").read_text(encoding="utf-8")
+    unit, image = re.findall(r"```(?:ini|dockerfile)\n(.*?)```", page, re.DOTALL)
+    assert "ProtectSystem=strict" in unit
+    state = re.search(r"StateDirectory=(\w+)", unit)[1]  # type: ignore[index]
+    for variable in ("HERD_STORE", "HERD_CACHE"):
+        assert re.search(rf"^Environment={variable}=/var/lib/{state}/", unit, re.MULTILINE)
+        assert re.search(rf"^ENV .*{variable}=/data/", image, re.MULTILINE)
+    assert ":/data herd" in page

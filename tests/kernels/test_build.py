@@ -25,6 +25,14 @@ def test_no_compiler_is_one_warning_and_plain_torch(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(not build.ready(), reason="no C++ compiler")
+def test_a_cache_folder_that_cannot_be_written_is_told_with_the_cure(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HERD_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match="file.*; set HERD_CACHE to a folder that can be written"):
+        assert load() is False
+
+
+@pytest.mark.skipif(not build.ready(), reason="no C++ compiler")
 def test_a_source_that_does_not_compile_is_told_by_its_first_error(monkeypatch, tmp_path):
     sources = tmp_path / "native"
     sources.mkdir()

@@ -80,7 +80,11 @@ def library() -> Path:
         flags.append("-DHERD_ALL_PATHS")
     path = cache_folder() / f"kernels-{_fingerprint(compiler, flags)}.so"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            raise OSError(f"{error}; set HERD_CACHE to a folder that can be written") from error
         with _lock(path.parent):  # waiting is faster than building twice
             if not path.exists():
                 _compile(compiler, flags, path)
