@@ -129,10 +129,19 @@ def test_foreseen_errors_and_their_codes(monkeypatch, capsys):
         assert capsys.readouterr().err == said
 
 
-def test_a_bug_shows_its_traceback(monkeypatch):
-    give(monkeypatch, ZeroDivisionError("a bug"))
-    with pytest.raises(ZeroDivisionError):
+@pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), ModuleNotFoundError("a bug", name="herd.no_such")])
+def test_a_bug_shows_its_traceback(monkeypatch, bug):
+    give(monkeypatch, bug)
+    with pytest.raises(type(bug)):
         cli.run(["sizes"])
+
+
+def test_a_package_that_is_not_installed_is_named_with_the_cure(monkeypatch, capsys):
+    give(monkeypatch, ModuleNotFoundError("No module named 'fastapi'", name="fastapi.concurrency"))
+    assert cli.run(["sizes"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "fastapi is not installed: run make setup, or pip install fastapi\n"
+    )
 
 
 @pytest.mark.parametrize(

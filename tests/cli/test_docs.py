@@ -39,6 +39,12 @@ def test_the_pages_show_commands() -> None:
     assert len(shown) > 100
 
 
+def test_nobody_is_told_to_install_what_is_not_published() -> None:
+    for path in [*PAGES, *(ROOT / "src").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"pip install .?llamaherd|git clone <", text), path
+
+
 def test_the_service_units_keep_store_and_kernels_where_they_may_write() -> None:
     page = (ROOT / "docs" / "how-to" / "serve.md").read_text(encoding="utf-8")
     unit, image = re.findall(r"```(?:ini|dockerfile)\n(.*?)```", page, re.DOTALL)

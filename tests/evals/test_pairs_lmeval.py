@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("lm_eval", reason="needs lm-eval: pip install llamaherd[evals]")
+pytest.importorskip("lm_eval", reason="needs lm-eval: pip install lm-eval")
 
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM

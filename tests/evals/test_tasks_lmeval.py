@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip("lm_eval", reason="needs lm-eval: pip install llamaherd[evals]")
+pytest.importorskip("lm_eval", reason="needs lm-eval: pip install lm-eval")
 
 import lmeval_oracle as oracle
 from gold import gold_answer

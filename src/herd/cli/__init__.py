@@ -168,6 +168,11 @@ def run(args: list[str]) -> int:
         code = 130
     except HerdError as error:
         return _print_error(str(error), error.exit_code)
+    except ModuleNotFoundError as error:  # of an extra, such as fastapi
+        package = (error.name or "herd").partition(".")[0]
+        if package == "herd":
+            raise
+        return _print_error(f"the package {package} is not installed: run make setup, or pip install {package}")
     except OSError as error:
         if error.errno == errno.EPIPE:
             return _stop_writing()

@@ -48,5 +48,5 @@ def choose_tools(names: str, server_file: Path | None) -> ChosenTools:
             raise ConfigError(f"--tools {name}: choose among {', '.join(BUILTIN)}")
     servers = read_server_file(server_file) if server_file else {}
     if servers and find_spec("mcp") is None:
-        raise ConfigError("--mcp-servers needs the package mcp: pip install 'llamaherd[mcp]'")
+        raise ConfigError("--mcp-servers needs the package mcp: pip install mcp")
     return ChosenTools(builtin, dict(servers))

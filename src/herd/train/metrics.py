@@ -77,7 +77,7 @@ def _board(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         warnings.warn(
-            "tensorboard is not installed, metrics go to metrics.jsonl only: pip install 'llamaherd[train]'",
+            "tensorboard is not installed, metrics go to metrics.jsonl only: pip install tensorboard",
             stacklevel=4,
         )
         return None

@@ -37,7 +37,7 @@ class LmEvalTask(Task):
         try:
             tasks = importlib.import_module("lm_eval.tasks")
         except ImportError:
-            raise DataError(f"{PREFIX}{name} needs lm-eval: pip install 'llamaherd[evals]'") from None
+            raise DataError(f"{PREFIX}{name} needs lm-eval: pip install lm-eval") from None
         try:
             [inner] = tasks.get_task_dict([name]).values()
         except Exception as error:  # a task's own code and the Hub may raise anything
