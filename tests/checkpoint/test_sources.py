@@ -57,6 +57,19 @@ def test_every_name_of_the_catalogue_is_found_also_by_alias_and_in_any_case():
         assert entry.source.startswith(("hf:", "pypi:"))
 
 
+def test_a_name_is_a_file_of_four_bits_and_the_original_is_named_bf16():
+    known = catalogue.catalogue()
+    originals = {name.removesuffix("-bf16"): known[name] for name in known if name.endswith("-bf16")}
+    assert {"smollm2-135m", "llama3.2-1b", "llama3.1-8b", "llama3.1-70b", "deepseek-r1-8b"} <= originals.keys()
+    for name, original in originals.items():
+        small = known[name]
+        assert small.source.lower().endswith(("q4_k_m.gguf", "q4_1.gguf"))
+        assert "4 bits" in small.about
+        assert not small.gated
+        assert small.licence == original.licence
+        assert small.gb < 0.4 * original.gb
+
+
 def test_a_name_that_is_almost_right_is_suggested():
     refused("smollm", "smollm: no such file, folder or model name; did you mean smollm2")
     refused("llama3.1-8", "did you mean llama3.1-8b")

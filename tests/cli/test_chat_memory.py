@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from herd.checkpoint import ModelSource, save_model
 from herd.cli import chat_memory
-from herd.cli.chat_memory import OVERHEAD, plan_context
+from herd.cli.chat_memory import OVERHEAD, _cure, plan_context
 from herd.errors import CheckpointError
-from herd.llama.config import ModelConfig
+from herd.llama.config import SIZES, ModelConfig
 from herd.llama.model import LlamaLM
 from herd.quant import scheme
 from herd.quant.random import random_quantized
@@ -69,6 +71,12 @@ def test_what_does_not_fit_names_what_would(plain, free, tmp_path):
     refused(r"herd quantize .* --to q8 \(0.0 GB\) would fit", kv="int8")
     free(100_000)
     refused("herd chat smollm2-135m would fit|close programs")
+
+
+@pytest.mark.parametrize("gb, name", [(1.2, "tinyllama"), (4, "llama3.2-3b"), (10, "llama3.1-8b")])
+def test_a_model_that_fits_in_no_format_is_replaced_by_the_largest_that_runs_from_its_file(gb, name):
+    cure = _cure(SIZES["405B"], Path("llama"), 10**12, 10**9, int(gb * 1e9), "bf16", 2048)
+    assert cure == f"herd chat {name} would fit"
 
 
 def test_a_quantized_model_takes_the_size_of_its_file(tmp_path, free):

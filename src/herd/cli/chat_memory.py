@@ -128,5 +128,9 @@ def _cure(config: ModelConfig, path: Path, weights: int, cache: float, free: int
     smaller = [f"--to {name} ({nbytes / 1e9:.1f} GB)" for name, nbytes in formats.items() if nbytes < weights]
     if smaller:
         return f"herd quantize {path} {smaller[0]} would fit"
-    named = [(entry.gb, name) for name, entry in catalogue().items() if 1.2e9 * entry.gb + OVERHEAD < free]
+    named = [  # a GGUF file takes its size in memory
+        (entry.gb, name)
+        for name, entry in catalogue().items()
+        if entry.source.endswith(".gguf") and 1.2e9 * entry.gb + OVERHEAD < free
+    ]
     return f"herd chat {max(named)[1]} would fit" if named else "close programs, or take a larger machine"
