@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from herd import cli
+from herd.checkpoint.catalogue import find_name
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -37,6 +38,14 @@ def test_commands_on_a_page_exist_with_their_options(page: Path) -> None:
 def test_the_pages_show_commands() -> None:
     shown = [command for page in PAGES for command in shown_commands(page.read_text(encoding="utf-8"))]
     assert len(shown) > 100
+
+
+def test_examples_that_change_weights_take_originals() -> None:
+    for page in PAGES:
+        for verb, words in shown_commands(page.read_text(encoding="utf-8")):
+            named = [entry[1] for word in words if (entry := find_name(word))]
+            if verb in ("quantize", "shrink", "tune"):
+                assert not any(entry.source.endswith(".gguf") for entry in named), f"{page.name}: herd {verb} {words}"
 
 
 def test_nobody_is_told_to_install_what_is_not_published() -> None:
