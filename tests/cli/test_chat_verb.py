@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import shutil
 import sys
 
 import pytest
@@ -369,6 +370,17 @@ def test_the_card_of_a_base_model_says_that_it_continues_text(run, folders, scri
     scripted("more")
     _, out, _ = run(folders / "teacher", lines=["def area("])
     assert "This is a base model: it continues your text" in out
+
+
+def test_the_card_of_a_model_of_others_speaks_of_its_training_only_without_a_chat_template(
+    run, folders, scripted, tmp_path
+):
+    scripted("more", "more")
+    model = shutil.copytree(folders / "plain", tmp_path / "plain")
+    assert run(model, lines=["Hi"])[1].splitlines()[1].startswith("Tokens are drawn with temperature 0.6")
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        (model / name).unlink(missing_ok=True)
+    assert "No chat template: this is probably a base model" in run(model, lines=["Hi"])[1]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Facts about a model that `herd chat` needs: base or instruct, its training and its measured abilities.
 
 A model made by `herd raise` names its stage in `herd.json`. Models of base stages continue text. Models of
-later stages answer, given the short system message of their training. Of other models only the files are
-known: they are treated as instruct models, and a note says so.
+later stages answer, given the short system message of their training. Other models are treated as instruct
+models. If one has no chat template, a note says that it is probably a base model.
 """
 
 from __future__ import annotations
@@ -81,13 +81,12 @@ class ChatModel:
                 "It was trained to use tools for arithmetic, dates and words, and to write small functions. "
                 "It does not know facts about the world and cannot reason in several steps. It may be wrong."
             )
+        elif self.tokenizer.chat_template is None:
+            about = "No chat template: this is probably a base model; --complete continues text."
         else:
-            about = (
-                "Its files do not say how the model was trained, so it is used as an instruct model; "
-                "use --complete for a base model."
-            )
+            about = ""
         size = f"{_amount(self.model.config.n_params)} parameters, {stage}context {context:,} tokens"
-        return [f"{name}: {size}.", about, *self._measured()]
+        return [f"{name}: {size}.", *filter(None, [about]), *self._measured()]
 
     def _measured(self) -> list[str]:
         """Return lines with the model's score on held-out tool use. Empty: its run has not measured it."""
