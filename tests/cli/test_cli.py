@@ -35,8 +35,17 @@ def test_help_lists_every_verb_and_imports_nothing_heavy():
     assert "heavy: None" in done.stdout
     for verb in cli.VERBS:
         assert f"\n  {verb} " in done.stdout
+    assert "Start with: herd chat smollm2" in " ".join(done.stdout.split())
     verbs = done.stdout.partition("Commands:")[2]
     assert "..." not in verbs, "a line of help is cut"
+
+
+@pytest.mark.parametrize(
+    "words, completed", [("herd s", "serve shrink synth sizes"), ("herd chat --te", "--temperature")]
+)
+def test_a_shell_completes_verbs_and_options(words, completed):
+    asked = {"_HERD_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert herd(env=os.environ | asked).stdout.split() == completed.split()
 
 
 def test_a_missing_model_is_reported_without_importing_torch():

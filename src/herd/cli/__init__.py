@@ -110,12 +110,15 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Train, shrink, measure and run models of the Llama family. Start with: herd raise"""
+    """Chat, serve, measure, shrink, tune and train models of the Llama family.
+
+    Start with: herd chat smollm2
+    """
 
 
 def build() -> Any:
     """Return the command with all verbs, without importing their modules."""
-    app = typer.Typer(cls=_InOrder, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+    app = typer.Typer(cls=_InOrder, no_args_is_help=True, rich_markup_mode=None)
     app.callback()(_root)
     for name, verb in VERBS.items():
         app.command(name, cls=_LazyCommand, help=verb.help)(lambda: None)
@@ -172,7 +175,8 @@ def run(args: list[str]) -> int:
         package = (error.name or "herd").partition(".")[0]
         if package == "herd":
             raise
-        return _print_error(f"the package {package} is not installed: run make setup, or pip install {package}")
+        cure = f"run make setup, or pip install {package}"
+        return _print_error(f"the package {package} is not installed: {cure}")
     except OSError as error:
         if error.errno == errno.EPIPE:
             return _stop_writing()

@@ -150,7 +150,7 @@ def serve_command(
     _check_port(host, port)
     models = models or []
     if not models and not upstream:
-        raise ConfigError("name a model, or another server with --upstream, e.g. herd serve smollm2-135m")
+        raise ConfigError("name a model, or another server with --upstream, e.g. herd serve smollm2")
     if len(models) > 1 and alias:
         raise ConfigError("--alias belongs to one model: serve one, or leave it out")
     sources = [ModelSource(name, pre=pre) for name in models]
