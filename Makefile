@@ -1,6 +1,7 @@
 # Everything a fresh clone needs. `make` alone lists the targets.
 #
-# HERD_TORCH  what pip installs as PyTorch, e.g. HERD_TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# HERD_TORCH  what pip installs as PyTorch. PyPI's is built for CUDA and several GB larger than the one for CPUs:
+#             HERD_TORCH="torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu"
 # VENV        where the environment lives; PYTHON which interpreter (3.11 or newer) makes it
 # GGML        how `make rivals` builds llama.cpp, e.g. GGML="-DGGML_NATIVE=OFF" RIVALS=.venv-rivals-avx2 for AVX2 only
 # RUN         the run whose page, pictures and numbers `make readme` shows
@@ -16,14 +17,18 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3 p
 BIN := $(VENV)/bin
 # The stamp's name holds the choice of torch, so that another choice installs anew.
 STAMP := $(VENV)/.herd-$(shell echo '$(HERD_TORCH)' | cksum | cut -d' ' -f1)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 OFFLINE := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup lint test soak demo rivals readme clean
+.PHONY: help setup dev lint test soak demo rivals readme clean
 
 help:  ## this list
 	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
 
-setup: $(STAMP)  ## make .venv, install everything, pinned, and build the kernels; instant the second time
+setup: $(STAMP)  ## make .venv, install what running Herd needs, pinned, and build the kernels; instant the second time
+	@:
+
+dev: $(STAMP)-dev  ## setup, and what lint, tests and benches need
 	@:
 
 $(STAMP): pyproject.toml constraints.txt
@@ -36,21 +41,25 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "error: $(VENV) has $$($(BIN)/python -V), Herd needs 3.11 or newer: remove $(VENV) and try again" >&2; exit 1; }
 	@echo "installing $(HERD_TORCH) and the rest into $(VENV), a few minutes the first time"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(HERD_TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(INSTALL) setuptools
+	$(INSTALL) $(HERD_TORCH)
+	$(INSTALL) --no-build-isolation -e '.[mcp]'
 	@$(BIN)/python -m herd.kernels.build
 	@rm -f $(VENV)/.herd-* && touch $@
 
-lint: setup  ## ruff, mypy on src, and the floors of the house
+$(STAMP)-dev: $(STAMP)
+	$(INSTALL) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+lint: dev  ## ruff, mypy on src, and the floors of the house
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache | tail -n 6; exit $${PIPESTATUS[0]}
 
-test: setup  ## every test except the long ones; no network
+test: dev  ## every test except the long ones; no network
 	$(OFFLINE) $(BIN)/python -m pytest
 
-soak: setup  ## the long tests: kills and fuzz, one at a time
+soak: dev  ## the long tests: kills and fuzz, one at a time
 	$(OFFLINE) $(BIN)/python -m pytest -n 0 -m soak
 	$(BIN)/python bench/kill_resume.py
 	$(BIN)/python bench/mutations.py
