@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import re
+import textwrap
 import tokenize
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,39 @@ def test_a_public_class_name_is_defined_in_one_room_only():
 def test_no_files_import_each_other_in_a_circle():
     graph = {path: set(imported_modules(path)) for path in MODULES}
     assert [" -> ".join(circle) for circle in circles(graph)] == []
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Yield the place and the text of every docstring, those of constants too."""
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", inspect.cleandoc(node.value.value)
+
+
+def test_examples_in_docstrings_are_python():
+    n_examples = 0
+    for where, text in docstrings():
+        for block in re.findall(r"::\n\n((?: {4}.*\n?|\n)+)", text):
+            example = textwrap.dedent(block)
+            if is_python(example.splitlines()[0]):  # not a table of files
+                n_examples += 1
+                assert is_python(example), f"{where}: its example is not Python"
+    assert n_examples >= 3
+
+
+def is_python(text: str) -> bool:
+    try:
+        compile(text, "example", "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
+def test_no_summary_leaves_a_word_or_two_for_a_second_line():
+    for where, text in docstrings():
+        summary = text.partition("\n\n")[0].split("\n")
+        assert len(summary) != 2 or len(summary[1].split()) > 2, f"{where}: {summary[1]}"
 
 
 USED_FROM_OUTSIDE = {

@@ -5,11 +5,12 @@ Everything here is imported at its first use, so that `import herd` is fast and 
     model, tokenizer = herd.load("runs/demo/student")
     logits_BTV = model.logits(tokens_BT)
     herd.generate(model, tokenizer, "def area(", max_tokens=32, temperature=0)
-    herd.stream(...)                                       # the same, piece by piece
-    herd.generate_many(model, tokenizer, prompts, n=4, temperature=1.0,
-    constraint=herd.Constraint.regex("[a-z]+")) herd.Tokenizer.from_file("tokenizer.model")
-    herd.render(messages, tokenizer, tools=...) herd.SIZES["405B"].n_params                            #
-    405_853_388_800
+    herd.stream(...)  # the same as generate, piece by piece
+    lower_case = herd.Constraint.regex("[a-z]+")
+    herd.generate_many(model, tokenizer, prompts, n=4, temperature=1.0, constraint=lower_case)
+    herd.Tokenizer.from_file("tokenizer.model")
+    herd.render(messages, tokenizer, tools=...)
+    herd.SIZES["405B"].n_params  # 405_853_388_800
 """
 
 from __future__ import annotations

@@ -27,8 +27,7 @@ _NOT_FOLLOWED: dict[str, tuple[Any, ...]] = {
     "suppress_tokens": ([],),
     "penalty_alpha": (0,),
 }
-"""Settings of ``generation_config.json`` that change answers and are not implemented, with their neutral
-values."""
+"""Settings of ``generation_config.json`` that Herd does not implement, with their neutral values."""
 
 
 def read_folder_tokenizer(folder: Path) -> Tokenizer | None:

@@ -2,8 +2,8 @@
 
 An instruct model's training data are rarely at hand, and its own answers lie where its predictions matter. A
 model with a chat format first writes a user's message, as it continues the beginning of a user's turn
-(Magpie, arXiv
-2406.08464), and then answers it. Other models continue the empty text. Both are sampled at temperature 1.
+(Magpie, arXiv 2406.08464), and then answers it. Other models continue the empty text. Both are sampled at
+temperature 1.
 
 Texts are written in files of a fixed number of dialogs, so an interrupted run continues with the next file.
 """

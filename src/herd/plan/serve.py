@@ -11,9 +11,9 @@ is ρ S_p / (2 (1 - ρ)), and the 95th percentile is about three times the mean 
 who read an answer and think for Z seconds before the next request make λ = users / (Z + time).
 
 **Speculation.** A draft model proposes k tokens, each accepted with probability α. One forward pass of the
-target verifies all of them and yields one more. The expected number of tokens per pass is (1 - α^(k+1)) / (1
-- α). A round costs k c + v(k) target steps. Here c is the time of a draft step and v(k) the time of verifying
-k + 1 tokens, both in target steps (Leviathan et al., arXiv 2211.17192, theorem 3.8).
+target verifies all of them and yields one more. The expected number of tokens per pass is
+(1 - α^(k+1)) / (1 - α). A round costs k c + v(k) target steps, where c is the time of a draft step and v(k)
+that of verifying k + 1 tokens, both in target steps (Leviathan et al., arXiv 2211.17192, theorem 3.8).
 """
 
 from __future__ import annotations

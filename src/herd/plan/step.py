@@ -38,9 +38,7 @@ CONTENTION = 20 / 132
 20 of a Hopper's 132 multiprocessors move data (DeepSeek-V3, arXiv 2412.19437, section 3.2.2).
 """
 ATTENTION_BACKWARD = 2.5
-"""Operations of attention's backward divided by its forward (FlashAttention-2, arXiv 2307.08691, section
-4.1).
-"""
+"""Operations of attention's backward divided by its forward (FlashAttention-2, arXiv 2307.08691, 4.1)."""
 RECOMPUTED = {"plain": 0.0, "none": 0.0, "selective": 0.5, "full": 1.0}
 """Fraction of the forward matmuls that is computed again."""
 ASYNC_TP = 0.5

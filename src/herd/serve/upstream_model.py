@@ -1,5 +1,4 @@
-"""A model of other servers, offered like one of this process: the same APIs, keys, limits and bills are
-before it."""
+"""A model of other servers, offered like one of this process, with the same APIs, keys, limits and bills."""
 
 from __future__ import annotations
 
@@ -125,8 +124,7 @@ class UpstreamModel(Servable[UpstreamPrompt]):
     async def measure(
         self, prompts: Sequence[UpstreamPrompt], *, billed: bool, refused: bool = False
     ) -> None:
-        """Count the tokens of prompts, if an upstream can and must. Raises `PromptTooLong` if one leaves no
-        room.
+        """Count the tokens of prompts, if an upstream can and must. Raises `PromptTooLong`.
 
         It must if the upper bound was refused or exceeds the context, or if a stream that breaks would leave
         the number unknown. Counting is a request of its own, which costs time. An answer that may be longer

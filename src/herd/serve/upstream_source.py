@@ -98,8 +98,7 @@ class UpstreamSource(AnswerSource):
         self.warnings: list[str] = []
 
     async def accepted(self) -> None:
-        """Return when the upstreams have accepted their requests, or are slow. Raises the error of one that
-        failed."""
+        """Return when all upstreams have accepted, or are slow. Raises the error of one that failed."""
         waiting = [asyncio.create_task(stream.accepted.wait()) for stream in self._streams]
         try:
             await asyncio.wait(waiting, timeout=START_SECONDS)
@@ -221,8 +220,7 @@ class _Stream:
         self.accepted.set()
 
     async def run(self) -> None:
-        """Read the answer of an upstream. Raises `ApiError` if none answers, or the one that began to
-        fails."""
+        """Read the answer of an upstream. Raises `ApiError` if none answers, or if one fails later."""
         fleet, tried = self._fleet, set[str]()
         failure: ApiError | None = None
         beginning = self._salt.encode() + prompt_beginning(self._prompt.body)
@@ -313,8 +311,7 @@ class _Stream:
 
 
 def refusal(upstream: Upstream, response: HttpConnection, body: bytes) -> Exception:
-    """Return the error for a response without an answer: the client's own fault, or an upstream that
-    failed."""
+    """Return the error for a response without an answer: the client's fault, or the upstream's."""
     status = response.status
     message, code = error_message(body)
     if status in (400, 413, 422):
@@ -344,8 +341,7 @@ def _gateway_error(message: str, status: int = 502) -> ApiError:
 
 
 async def _sse_data(response: HttpConnection) -> AsyncIterator[bytes]:
-    """Yield the data of each server-sent event. Lines end with LF only, whatever else may be inside of
-    JSON."""
+    """Yield the data of each server-sent event. Lines end with LF only: JSON may hold other line ends."""
     rest = b""
     data: list[bytes] = []
     async for chunk in response.chunks():

@@ -1,5 +1,4 @@
-"""What goes to another server and comes back, in the form of OpenAI's API: bodies of requests, chunks of
-streams.
+"""Bodies of requests to another server and chunks of its streams, in the form of OpenAI's API.
 
 Every request asks for a stream, so that what was delivered is known whenever it breaks. The tokens of an
 answer are counted like this:
@@ -28,13 +27,11 @@ from .tools import OfferedTool
 MAX_TOKENS = 2**31 - 1
 """Largest number of tokens that is believed."""
 TEMPLATE_BYTES = 1024
-"""Allowance in the bound of a prompt for what a chat template writes once, e.g. a system prompt of its
-own."""
+"""Allowance in the bound of a prompt for what a chat template writes once, e.g. a system prompt."""
 MESSAGE_BYTES = 64
 """Allowance for what a chat template writes around each message."""
 BEGINNING = 512
-"""Characters or tokens by which prompts are told apart to send them to the upstream that has them in its
-cache."""
+"""Characters or tokens at the beginning of a prompt that choose the upstream which may have it cached."""
 BYTES_PER_TOKEN = 4
 """Estimate for the bill of a stream that broke before the upstream told the tokens of the prompt."""
 _END_REASONS: Mapping[str, EndReason] = {"length": "length", "tool_calls": "tool_calls"}
@@ -201,8 +198,7 @@ class ChoiceReader:
         return self._reason is not None
 
     def feed(self, choice: Mapping[str, Any], told_tokens: int | None) -> list[AnswerEvent]:
-        """Return the events of a choice of a chunk. ``told_tokens`` is the server's count for the choice so
-        far."""
+        """Return the events of a choice of a chunk. ``told_tokens`` is the server's count so far."""
         delta = choice.get("delta") or {}
         text = delta.get("content") or choice.get("text") or ""
         thought = delta.get("reasoning_content") or delta.get("reasoning") or ""
@@ -335,8 +331,7 @@ def _scored(token: Mapping[str, Any]) -> tuple[bytes, float]:
 
 
 def token_bytes(name: str) -> bytes:
-    """Return the bytes of a token from its name in completions: its text, or ``bytes:\\x…`` for a part of
-    one."""
+    """Return the bytes of a token from its name in completions: its text, or ``bytes:\\x…`` for a part."""
     if name.startswith("bytes:\\x"):
         return bytes(int(part, 16) for part in name.removeprefix("bytes:\\x").split("\\x"))
     return name.encode("utf-8", "replace")

@@ -37,8 +37,7 @@ TELLING_OWNERS = ("vllm", "herd")
 
 @dataclass(frozen=True)
 class UpstreamTimes:
-    """Time limits in seconds: to connect, until the answer begins (its prompt is computed), and between its
-    pieces."""
+    """Time limits in seconds: to connect, until the answer begins, and between its pieces."""
 
     connect: float = 5.0
     first: float = 900.0
@@ -117,8 +116,7 @@ class Fleet:
         return cards
 
     def choose(self, model: str, tried: Collection[str] = (), beginning: bytes = b"") -> Upstream | None:
-        """Return the upstream with the fewest open requests that has the model, is up, and is not in
-        ``tried``.
+        """Return the upstream that has the model and the fewest open requests, is up, and not in ``tried``.
 
         Of equally busy ones, prompts with the same ``beginning`` get the same one, because it has them in its
         cache.
@@ -190,8 +188,7 @@ def describe(error: Exception) -> str:
 
 
 def checked_url(url: str) -> str:
-    """Return the root of an upstream, without ``/v1``. Raises ConfigError for what is not an address of a
-    server."""
+    """Return the root of an upstream, without ``/v1``. Raises ConfigError for what is not an address."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"--upstream {url}: give the address of a server, e.g. http://10.0.0.5:8000")

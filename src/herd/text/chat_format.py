@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 Tools = Sequence[str | Mapping[str, Any]]
-"""Names of builtin tools, and JSON schemas ``{"name", "description", "parameters"}``, bare or as in OpenAI's
-API."""
+"""Names of builtin tools, and JSON schemas (``name, description, parameters``), bare or in OpenAI's form."""
 
 
 @dataclass(frozen=True)

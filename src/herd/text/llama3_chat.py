@@ -9,14 +9,13 @@ generation, whatever follows.
 
 Tool calls have three formats, all documented for Llama 3.1:
 
-========  =============================================  ====================================================
-format    how the model learns of its tools              how it calls one
-========  =============================================  ====================================================
-json      user message with JSON schemas                 ``{"type": "function", "name": …, "parameters":
-          {…}}``
-builtin   system: ``Environment: ipython``, ``Tools: a`` ``<|python_tag|>name.call(query="…")<|eom_id|>``
-function  user message with schemas and instructions     ``<function=name>{…}</function>``
-========  =============================================  ====================================================
+========  ==============================================  =============================================
+format    how the model learns of its tools               how it calls one
+========  ==============================================  =============================================
+json      user message with JSON schemas                  ``{"type": …, "name": …, "parameters": {…}}``
+builtin   system: ``Environment: ipython``, ``Tools: a``  ``<|python_tag|>name.call(…)<|eom_id|>``
+function  user message with schemas and instructions      ``<function=name>{…}</function>``
+========  ==============================================  =============================================
 
 A tool that is given as a bare name ("brave_search"), and ``code_interpreter`` in any case, is builtin in
 every format. The code interpreter is called by ``<|python_tag|>`` and then just code. ``<|eom_id|>`` ends a

@@ -8,8 +8,7 @@ The child is locked by
 - *Landlock* (Linux 5.13+): the child reads only Python's own library and writes only in the program's folder;
 - *seccomp*: a list of harmless system calls; all others (sockets, processes, signals, ptrace, …) fail;
 - *an audit hook* for Python's own events, used only if one of the kernel's locks is missing. Native code can
-evade
-  it.
+  evade it.
 
 All of them are irreversible, are inherited by child processes, and need no privileges. The helper tries out
 which of them work, and names them in every result.

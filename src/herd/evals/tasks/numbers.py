@@ -12,9 +12,7 @@ import unicodedata
 from fractions import Fraction
 
 DECIMAL_COMMA = ("de", "es", "fr", "it", "pt", "ru")
-"""Languages in which 1.234 is more than a thousand, 2,5 is two and a half, and a space separates thousands
-(CLDR).
-"""
+"""Languages (CLDR) that write a decimal comma, and a point or a space between thousands."""
 
 _STATEMENT = re.compile(
     unicodedata.normalize("NFKC", r"คำตอบ[^\d\n]{0,9}?(?:คือ|:)|")  # as the text it is compared with
