@@ -240,7 +240,7 @@ def test_a_server_without_keys_may_listen_to_its_own_machine(host):
     "host", ["0.0.0.0", "::", "", "192.168.1.5", "example.org", "localhost.example.org", "127.1"]
 )
 def test_a_server_without_keys_may_not_listen_to_others(host):
-    with pytest.raises(ConfigError, match="herd keys create"):
+    with pytest.raises(ConfigError, match="add --keys"):
         check_binding(host, with_keys=False)
     check_binding(host, with_keys=True)
 

@@ -219,8 +219,8 @@ def check_binding(host: str, with_keys: bool) -> None:
     """Raise ConfigError if a server without keys would listen to other machines."""
     if not with_keys and not _is_loopback(host):
         raise ConfigError(
-            f"--host {host}: other machines could use this server, and it has no keys; "
-            "create one with: herd keys create NAME, or listen on 127.0.0.1"
+            f"--host {host} lets other machines in: add --keys (the first start prints an administrator's "
+            "key), or listen on 127.0.0.1"
         )
 
 
