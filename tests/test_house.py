@@ -69,6 +69,26 @@ def test_examples_in_docstrings_are_python():
     assert n_examples >= 3
 
 
+def test_docstrings_refer_to_names_that_exist():
+    """References like `module.name`, where the module or the room is one of these."""
+    names = defaultdict(set)
+    for path in MODULES:
+        module = path.parent.name if path.stem == "__init__" else path.stem
+        names[path.parent.name].add(path.stem)
+        names[path.parents[1].name].add(path.parent.name)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names[module].add(node.name)
+            elif isinstance(node, ast.alias):
+                names[module].add(node.asname or node.name.rpartition(".")[2])
+            elif isinstance(node, ast.Name):
+                names[module].add(node.id)
+    for where, text in docstrings():
+        for module, name in re.findall(r"(?<!`)`(?:\w+\.)*(\w+)\.(\w+)`(?!`)", text):
+            is_file = name in ("css", "json", "model", "py", "yaml")
+            assert is_file or module not in names or name in names[module], f"{where}: {module}.{name}"
+
+
 def is_python(text: str) -> bool:
     try:
         compile(text, "example", "exec")

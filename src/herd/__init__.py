@@ -1,4 +1,4 @@
-"""Herd: the whole life of the Llama 3.1 family in one small PyTorch codebase.
+"""Run, serve, shrink, tune and train Llama models, in PyTorch with C++ kernels for CPUs.
 
 Everything here is imported at its first use, so that `import herd` is fast and does not import torch::
 

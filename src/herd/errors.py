@@ -37,7 +37,7 @@ class TokenizerError(HerdError):
 
 
 class ChatError(HerdError):
-    """A dialog that the Llama 3.1 format cannot express."""
+    """A dialog that cannot be written, read or continued."""
 
 
 class DataError(HerdError):

@@ -47,7 +47,7 @@ def quantize_folder(
     """Quantize the weights of a source into the folder ``out`` and return its hash.
 
     ``rows_of`` returns the bytes of each parameter, by GPTQ for instance (default: round to the nearest).
-    ``importance`` has the weights of columns, by parameter (see `quant.importance`).
+    ``importance`` has the weights of columns, by parameter (see `calibration.measure_importance`).
     ``recipe`` is stored in the lineage. Raises `QuantError` if rows have an incomplete block or weights are
     not finite, and `CheckpointError` for other faults. ``out`` is then unchanged.
     """

@@ -1,9 +1,10 @@
-"""The Llama 3.1 model: the only forward in this code base.
+"""The Llama 3.1 model in PyTorch.
 
 Pre-norm transformer with RMSNorm, grouped-query attention, rotary positions and SwiGLU. Parameter names are
 Hugging Face's, unfused, so a checkpoint needs no translation. The caller supplies the attention function (see
 `attention.py`), so the same code trains on packed documents, decodes from a paged cache and is traced by
-torch.compile.
+torch.compile. Quantized decoding runs the same layers as one native operator (`kernels/fused_layer.py`), with
+the same bits.
 
 Shapes: B batch, T time, D model dim, H query heads, G KV heads, K head dim, F ffn dim, V vocab, N = B·T.
 Source: "The Llama 3 Herd of Models", section 3.2; Meta's reference `models/llama3/model.py`.

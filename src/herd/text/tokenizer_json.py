@@ -40,10 +40,10 @@ A small model need not learn every number and every quoted word as one of its ow
 
 
 CHAT_TEMPLATE = files(__package__).joinpath("chat_template.jinja").read_text(encoding="utf-8")
-"""`chat.render` as a Jinja template for other programs.
+"""`ChatFormat.render` as a Jinja template for other programs.
 
 Its variables are ``messages``, ``tools`` (schemas), ``builtin_tools`` (names), ``tool_call_format``,
-``date_string`` and ``add_generation_prompt``. It gives the same ids as `chat.render` except where Jinja
+``date_string`` and ``add_generation_prompt``. It gives the same ids as `ChatFormat.render` except where Jinja
 cannot: a content that begins with a line break is merged with the header's line breaks, a content that spells
 a special token becomes that token, and arguments that are given as a string are not reformatted.
 """

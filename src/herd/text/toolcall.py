@@ -99,7 +99,7 @@ class Parsed:
             self.errors.append(event.reason)
 
     def message(self) -> dict[str, object]:
-        """Return the message of the assistant that `chat.render` writes the same way."""
+        """Return the message of the assistant that `ChatFormat.render` writes the same way."""
         calls = [call.to_dict() for call in self.calls]
         return {"role": "assistant", "content": self.content} | ({"tool_calls": calls} if calls else {})
 
