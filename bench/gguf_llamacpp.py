@@ -3,7 +3,7 @@
     make rivals                                              # llama-cpp-python from its source, in .venv-rivals
     python bench/gguf_llamacpp.py runs/full/teacher          # a minute
 
-Herd exports a folder as F32, F16, Q8_0, Q4_0 and Q4_K. llama.cpp loads each, tokenizes the same texts, and
+Herd exports a folder as F32, F16, Q8_0, Q4_0 and Q4_K_M. llama.cpp loads each, tokenizes the same texts, and
 continues greedily for 64 tokens. llama.cpp writes its own files from Herd's (F32, Q8_0, Q4_0, Q4_K_M and
 Q5_K_M, with its own quantizer), and Herd imports them. The content of such a file is compared without the
 rounding of activations that both do: Herd runs its blocks by the reference (HERD_ISA), unpacks them and
@@ -29,14 +29,12 @@ from common import ROOT, bench_parser, save_receipt
 from contestant import Contestant
 from herd import checkpoint
 from herd.checkpoint.gguf import GGUF
-from herd.errors import QuantError
 from herd.llama.config import RopeScaling
-from herd.quant import scheme
 from herd.quant.linear import is_quantized
 from herd.report.receipt import Value
 
 N_TOKENS = 64
-FORMATS = ("f32", "f16", "q8_0", "q4_0", "q4_k")
+FORMATS = ("f32", "f16", "q8_0", "q4_0", "q4_k_m")
 WRITTEN = {"F32": 0, "Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15, "Q5_K_M": 17}
 """llama.cpp's numbers of the file types it shall write."""
 PROMPT = "def area(radius):\n    return"
@@ -67,18 +65,6 @@ def same_start(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
 
 
-def possible(folder: Path) -> tuple[list[str], dict[str, int]]:
-    """Return what Herd and llama.cpp can write of this shape: Q4_K and its relatives need rows of 256."""
-    try:
-        scheme("q4k").plan(checkpoint.load_config(folder))
-    except QuantError as error:
-        print(f"without 256-wide blocks: {error}", file=sys.stderr)
-        return [name for name in FORMATS if name != "q4_k"], {
-            k: v for k, v in WRITTEN.items() if "_K" not in k
-        }
-    return list(FORMATS), WRITTEN
-
-
 def measure(rival: Contestant, folder: Path, work: Path, label: str) -> dict[str, Value]:
     """Return all comparisons for a folder. Their keys end in ``label``."""
     values: dict[str, Value] = {}
@@ -86,12 +72,11 @@ def measure(rival: Contestant, folder: Path, work: Path, label: str) -> dict[str
     if tokenizer is None:
         sys.exit(f"{folder} has no tokenizer")
     prompt = tokenizer.encode(PROMPT, bos=True)
-    formats, written = possible(folder)
-    for name in formats:
+    for name in FORMATS:
         checkpoint.export_gguf(folder, work / f"{name}.gguf", name)
     tokenized = rival.ask({"do": "tokenize", "file": str(work / "f16.gguf"), "texts": TEXTS})
-    runs = [run_theirs(rival, work / f"{name}.gguf", prompt, N_TOKENS) for name in formats]
-    for name, ftype in written.items():
+    runs = [run_theirs(rival, work / f"{name}.gguf", prompt, N_TOKENS) for name in FORMATS]
+    for name, ftype in WRITTEN.items():
         job = {"file": str(work / "f32.gguf"), "out": str(work / f"their-{name}.gguf"), "ftype": ftype}
         rival.ask({"do": "quantize", "pure": name[-1] != "M", **job})
     equal = [
@@ -101,7 +86,7 @@ def measure(rival: Contestant, folder: Path, work: Path, label: str) -> dict[str
     values[f"texts tokenized alike{label}"] = Value(
         sum(equal), "texts", bar=f"= {len(TEXTS)}", passed=all(equal)
     )
-    for name, (their_ids, their_logits) in zip(formats, runs, strict=True):
+    for name, (their_ids, their_logits) in zip(FORMATS, runs, strict=True):
         checkpoint.import_gguf(work / f"{name}.gguf", work / name)
         model = checkpoint.load_model(work / name, dtype=torch.float32)
         same = same_start(greedy(model, prompt), their_ids)
@@ -114,7 +99,7 @@ def measure(rival: Contestant, folder: Path, work: Path, label: str) -> dict[str
         values[f"{name}: largest difference of logits{label}"] = Value(
             far, "logits", bar="≤ 1e-3" if exact else None, passed=far <= 1e-3 if exact else None
         )
-    return values | imports(rival, work, prompt, label, written)
+    return values | imports(rival, work, prompt, label)
 
 
 def run_theirs(rival: Contestant, file: Path, prompt: list[int], n: int) -> tuple[list[int], np.ndarray]:
@@ -124,12 +109,10 @@ def run_theirs(rival: Contestant, file: Path, prompt: list[int], n: int) -> tupl
     return ids, np.load(out)
 
 
-def imports(
-    rival: Contestant, work: Path, prompt: list[int], label: str, written: dict[str, int]
-) -> dict[str, Value]:
+def imports(rival: Contestant, work: Path, prompt: list[int], label: str) -> dict[str, Value]:
     """Files of llama.cpp's own making: Herd's logits on them against llama.cpp's on what they unpack to."""
     values: dict[str, Value] = {}
-    for name in written:
+    for name in WRITTEN:
         their = work / f"their-{name}.gguf"
         checkpoint.import_gguf(their, work / f"in-{name}")
         with mock.patch.dict(os.environ, HERD_ISA="reference"):

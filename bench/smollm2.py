@@ -60,6 +60,7 @@ from herd.files import write_atomically
 from herd.kernels import qmatmul
 from herd.llama.model import LlamaLM
 from herd.machine import cores
+from herd.quant import scheme
 from herd.report.receipt import Value, package_version
 
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -479,7 +480,7 @@ def speed_files(work: Path) -> dict[str, Path]:
     for name, quant in (("Q4_0", "q4"), ("Q8_0", "q8")):
         files[name] = work / f"{quant}.gguf"
         if not files[name].exists():
-            checkpoint.export_gguf(unpacked_folder(work), files[name], quant)
+            checkpoint.export_gguf(unpacked_folder(work), files[name], scheme(quant, head=quant))
     return files
 
 

@@ -7,7 +7,7 @@ after an interruption. Minutes are for two quiet cores:
 
     tools      60   teach it to call tools: generated dialogs in its own template, then 400 held-out dialogs, bits per
                     byte of two kinds of text that are not in the replay, and HellaSwag, each before and after
-    merge      25   an adapter after 100 steps at 1e-5, and one at 1e-3, merged to fp32, bf16, Q8_0, Q4_K and Q4_0:
+    merge      25   an adapter after 100 steps at 1e-5, and one at 1e-3, merged to fp32, bf16, Q8_0, Q4_K_M and Q4_0:
                     KL to base + adapter, the share that survives, and for Q4_0 GPTQ on the tuning data and the repair
     synth       3   a teacher with 30 % of planted wrong answers, by each way of verification: what is removed and kept
     language    2   4,096 tokens added for Japanese: bytes per token of held-out text, and old texts whose ids change
@@ -59,7 +59,7 @@ N_DIALOGS, N_TOOL_ITEMS, N_HELLASWAG = 900, 400, 2000
 TEXT_BYTES = 40_000
 JAPANESE_TOKENS = 200_000
 MERGE_STEPS = 100
-FORMATS = ("fp32", "bf16", "Q8_0", "Q4_K", "Q4_0")
+FORMATS = ("fp32", "bf16", "Q8_0", "Q4_K_M", "Q4_0")
 REPLAY = ("oasst1_en/en-validation.jsonl", "debian_docs/handbook.en.txt")
 """What is mixed in against forgetting. Forgetting is measured on an encyclopedia and on Python code."""
 

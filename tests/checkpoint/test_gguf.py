@@ -16,12 +16,14 @@ import herd
 import herd.checkpoint as checkpoint
 from herd.checkpoint.gguf import GGUF
 from herd.checkpoint.gguf_config import config_from_gguf
+from herd.checkpoint.gguf_folder import GGUFSource
 from herd.checkpoint.gguf_write import write_gguf
 from herd.errors import CheckpointError, QuantError
 from herd.llama.config import SIZES, RopeScaling
 from herd.quant import blocks, scheme
 from herd.quant.formats import F32
 from herd.quant.linear import is_quantized, packed_weights, swap_linears
+from herd.quant.mixtures import FILE_TYPES, named_scheme
 from herd.quant.random import random_quantized
 
 WIDE = {"dim": 256, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 512, "head_dim": 0}
@@ -189,6 +191,17 @@ def test_a_quantized_folder_holds_what_quantizing_in_memory_gives(
     again = checkpoint.load_model(tmp_path / "c")
     assert all(torch.equal(b, theirs[n][1]) for n, _, b in packed_weights(again))
     assert (tmp_path / "c" / "model.gguf").stat().st_size == (tmp_path / "b" / "model.gguf").stat().st_size
+
+
+@pytest.mark.parametrize("to", [*FILE_TYPES, "q4", "q4k"])
+def test_a_name_means_the_same_formats_in_quantize_and_export(plain, tmp_path, to):
+    config = checkpoint.load_config(plain)
+    checkpoint.quantize_folder(checkpoint.ImportSource(plain), tmp_path / "q", named_scheme(to, config))
+    checkpoint.export_gguf(plain, tmp_path / "x.gguf", to)
+    quantized, exported = (
+        GGUFSource(file).formats for file in (tmp_path / "q" / "model.gguf", tmp_path / "x.gguf")
+    )
+    assert quantized == exported == named_scheme(to, config).plan(config)
 
 
 @pytest.mark.parametrize("name", ["q8", "q4k"])

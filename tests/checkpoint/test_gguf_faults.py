@@ -358,7 +358,7 @@ def test_weights_larger_than_memory_are_refused_with_what_would_fit(plain, quant
     small = scheme("q8").nbytes(config)
     monkeypatch.setattr(memory, "available_memory", lambda: small)
     with pytest.raises(
-        CheckpointError, match=r"need 0.0 GB of memory.*herd quantize --to q8 .* or --to q4 .* would fit"
+        CheckpointError, match=r"need 0.0 GB of memory.*herd quantize --to Q8_0 .* or --to Q4_0 .* would fit"
     ):
         checkpoint.load_model(plain)
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
@@ -372,9 +372,9 @@ def test_sizes_of_quantized_formats():
 
     config = SIZES["8B"]
     assert {k: round(v / 1e9, 1) for k, v in memory.quantized_nbytes(config).items()} == {
-        "q8": 8.5,
-        "q4k": 4.8,
-        "q4": 4.8,
+        "Q8_0": 8.5,
+        "Q4_K_M": 4.9,
+        "Q4_0": 4.7,
     }
 
 

@@ -160,5 +160,5 @@ def test_an_export_stopped_within_a_layer_continues(tmp_path, plain, monkeypatch
 def test_the_command_line_exports_for_vllm(tmp_path, plain, capsys):
     assert run(["export", str(plain), str(tmp_path / "v"), "--format", "vllm", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["name"] == "toy-w4a16"
-    assert run(["export", str(plain), str(tmp_path / "w"), "--format", "vllm", "--type", "q4_0"]) == 1
-    assert "--type is for --format gguf" in capsys.readouterr().err
+    assert run(["export", str(plain), str(tmp_path / "w"), "--format", "vllm", "--to", "q4_0"]) == 1
+    assert "--to is for --format gguf" in capsys.readouterr().err

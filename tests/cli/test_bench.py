@@ -41,11 +41,11 @@ def test_random_weights_are_measured_for_every_batch_size(capsys):
     assert out["rival"] is None
 
 
-@pytest.mark.parametrize("quant", ["q8", "bf16", "Q4_K_M"])
-def test_the_table_names_the_model_and_its_speeds(quant, capsys):
-    assert run(["bench", "--size", "tiny", "--quant", quant, "--layers", "1", *QUICK]) == 0
+@pytest.mark.parametrize("to", ["q8", "bf16", "Q4_K_M"])
+def test_the_table_names_the_model_and_its_speeds(to, capsys):
+    assert run(["bench", "--size", "tiny", "--to", to, "--layers", "1", *QUICK]) == 0
     out = capsys.readouterr().out
-    named = {"q8": "Q8_0"}.get(quant, quant.upper())
+    named = {"q8": "Q8_0"}.get(to, to.upper())
     assert f"tiny, 1 layer, random {named}" in out.splitlines()[0]
     assert "decode at 8" in out
     assert "prefill of 16" in out
@@ -65,14 +65,14 @@ def test_a_checkpoint_folder_is_measured(tmp_path, capsys):
         (["somewhere", "--size", "8B"], "give either"),
         (["somewhere"], "no such file, folder or model name"),
         (["--size", "9B"], "--size '9B' is not known: choose 405B"),
-        (["--size", "tiny", "--quant", "q9"], "'q9' is not known"),
+        (["--size", "tiny", "--to", "q9"], "'q9' is not known"),
         (["--size", "tiny", "--layers", "3"], "--layers=3: tiny has only 2 layers"),
         (["--size", "tiny", "--batch", "1,,2"], "--batch '1,,2' is not a list"),
         (["--size", "tiny", "--batch", "0"], "is not a list of different positive numbers"),
         (["--size", "tiny", "--batch", "2,2"], "is not a list of different positive numbers"),
         (["--size", "tiny", "--batch", ""], "is not a list of different positive numbers"),
         (["--size", "tiny", "--context", "250"], "the model's context is 256"),
-        (["somewhere", "--quant", "q8"], "need --size"),
+        (["somewhere", "--to", "q8"], "need --size"),
         (["--size", "tiny", "--rivals", *QUICK], "make rivals"),
     ],
 )
@@ -98,9 +98,9 @@ def test_an_impossible_number_is_refused_with_its_option(option, capsys):
 
 def test_weights_that_do_not_fit_are_refused_before_loading(capsys, monkeypatch):
     monkeypatch.setattr("herd.machine.available_memory", lambda: 8 * 10**9)
-    assert run(["bench", "--size", "8B", "--quant", "q8"]) == 1
+    assert run(["bench", "--size", "8B", "--to", "q8"]) == 1
     err = capsys.readouterr().err
     assert "8.0 GB are free" in err
-    assert "--quant q4k or --quant q4 would fit" in err
+    assert "--to Q4_K_M or --to Q4_0 would fit" in err
     assert run(["bench", "--size", "70B"]) == 1
     assert "--size 8B would fit" in capsys.readouterr().err

@@ -106,9 +106,7 @@ def test_importance_is_saved_and_used_again(toy, tmp_path, capsys):
 
 
 def test_gguf_out_and_in(toy, tmp_path, capsys):
-    code, out, _ = run(
-        "export", toy, tmp_path / "x.gguf", "--format", "gguf", "--type", "q8_0", capsys=capsys
-    )
+    code, out, _ = run("export", toy, tmp_path / "x.gguf", "--format", "gguf", "--to", "q8_0", capsys=capsys)
     assert code == 0
     assert "x.gguf: " in out
     code, out, _ = run("import", tmp_path / "x.gguf", tmp_path / "kept", "--json", capsys=capsys)
@@ -134,8 +132,8 @@ def test_gguf_out_and_in(toy, tmp_path, capsys):
         (["quantize", "TOY", "--to", "q4", "--gptq"], "give --calib TEXT"),
         (["quantize", "TOY", "--to", "q4", "--gptq", "--calib", "no.txt"], "no.txt"),
         (["export", "TOY", "out.gguf", "--format", "onnx"], "choose hf, gguf or vllm"),
-        (["export", "TOY", "out.gguf", "--format", "gguf", "--dtype", "bf16"], "use --type"),
-        (["export", "TOY", "out", "--type", "q4_0"], "use --dtype"),
+        (["export", "TOY", "out.gguf", "--format", "gguf", "--dtype", "bf16"], "use --to"),
+        (["export", "TOY", "out", "--to", "q4_0"], "use --dtype"),
         (["export", "TOY", "out", "--format", "gguf"], "ends in .gguf"),
         (["import", "no.gguf", "out"], "no.gguf: no such file or folder"),
     ],

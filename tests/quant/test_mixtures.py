@@ -71,7 +71,7 @@ def test_the_number_of_other_files_is_that_of_their_main_format():
 def test_names_that_a_user_types():
     assert named_scheme("q4_k_m", CONFIG) == named_scheme("Q4_K", CONFIG) == mixture("Q4_K_M", CONFIG)
     assert {f.name for f in named_scheme("q4k", CONFIG).plan(CONFIG).values()} == {"Q4_K", "Q8_0", "F32"}
-    with pytest.raises(QuantError, match=r"'q3' is not known: choose .*Q4_K_M.*q4k.*4\.2bpw"):
+    with pytest.raises(QuantError, match=r"'q3' is not known: choose .*Q4_K_M.*q4k"):
         named_scheme("q3", CONFIG)
     assert (target_bits("4.2bpw"), target_bits("4 BPW"), target_bits("Q4_0")) == (4.2, 4.0, None)
     with pytest.raises(QuantError, match="between 0 and 32"):

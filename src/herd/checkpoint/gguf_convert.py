@@ -19,7 +19,8 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..files import require_free_space
 from ..llama.config import ModelConfig
-from ..quant.formats import F16, Format, Scheme, find_format, scheme
+from ..quant.formats import Scheme
+from ..quant.mixtures import named_scheme
 from ..quant.random import random_rows_of
 from ..text import Tokenizer
 from .convert import ImportSource
@@ -165,24 +166,20 @@ def import_gguf(
 
 
 def export_gguf(
-    folder: str | Path,
-    out: str | Path,
-    format: str | Format | None = None,
-    *,
-    progress: Progress | None = None,
+    folder: str | Path, out: str | Path, to: str | Scheme | None = None, *, progress: Progress | None = None
 ) -> None:
     """Write a GGUF file for llama.cpp and others: weights, tokenizer, chat template, RoPE factors.
 
-    ``format`` is the format of all matrices (None: F16). A quantized folder's file is copied, and no format
-    may be given. Raises `QuantError` if rows have an incomplete block, and `CheckpointError` if something
-    cannot be read or written.
+    ``to`` is a name that `named_scheme` knows, or a scheme (None: F16). A quantized folder's file is copied,
+    and ``to`` may not be given. Raises `QuantError` if rows have an incomplete block, and `CheckpointError`
+    if something cannot be read or written.
     """
     out, file = Path(out), gguf_file(resolve_model(folder))
     if out.suffix != ".gguf" or out.is_dir():
         raise CheckpointError(f"{out}: give the name of a file that ends in .gguf")
     if file:
-        if format is not None:
-            raise CheckpointError(f"{folder}: is quantized already; leave out --type, or export its original")
+        if to is not None:
+            raise CheckpointError(f"{folder}: is quantized already; leave out --to, or export its original")
         if (packed := GGUFSource(file)).file.is_split:
             rows_of = lambda name: [packed.rows(name)]  # noqa: E731
             name = packed.file.get("general.name", str) or file.stem
@@ -197,11 +194,10 @@ def export_gguf(
             _copy(file, out, progress)
         return
     source = ImportSource(folder)
-    chosen = find_format(format or F16)
-    formats = scheme(chosen, head=chosen).plan(source.config)
+    formats = (to if isinstance(to, Scheme) else named_scheme(to or "F16", source.config)).plan(source.config)
     require_free_space(out, file_nbytes(source.config, formats))
     _require_parent(out)
-    with resumable_file(out, source.key(do="export", format=chosen)) as (path, journal):
+    with resumable_file(out, source.key(do="export", formats=sorted(formats.items()))) as (path, journal):
         write_model(
             path,
             source.config,

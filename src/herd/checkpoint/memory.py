@@ -5,13 +5,12 @@ Otherwise the machine would swap for minutes, and then the kernel would kill thi
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
-from ..errors import CheckpointError, QuantError
+from ..errors import CheckpointError
 from ..llama.config import ModelConfig
 from ..machine import available_memory
-from ..quant.formats import scheme
+from ..quant.mixtures import mixture
 
 
 def require_memory(config: ModelConfig, needed: int, where: Path) -> None:
@@ -33,12 +32,5 @@ def fitting_formats(config: ModelConfig, free: int) -> dict[str, int]:
 
 
 def quantized_nbytes(config: ModelConfig) -> dict[str, int]:
-    """Return the bytes of all weights by short name of the format, largest first.
-
-    Formats in which rows would have an incomplete block are left out.
-    """
-    out: dict[str, int] = {}
-    for name in ("q8", "q4k", "q4"):
-        with suppress(QuantError):
-            out[name] = scheme(name).nbytes(config)
-    return out
+    """Return the bytes of all weights by file type, largest first."""
+    return {name: mixture(name, config).nbytes(config) for name in ("Q8_0", "Q4_K_M", "Q4_0")}

@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 OVERHEAD_MEMORY = 1_500_000_000
 """Bytes of everything but weights and cache: the process, activations, the buffer that measures memory."""
+TO = "With --size: the weights, as in herd quantize (default: Q4_0)."
 
 
 def bench_command(
     folder: Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL + " Or give --size.")] = None,
     size: Annotated[str | None, typer.Option(help="Random weights of 405B, 70B, 8B, 3B or 1B shape.")] = None,
-    quant: Annotated[str | None, typer.Option(help="With --size: q4 (default), q8, Q4_K_M, bf16 …")] = None,
+    to: Annotated[str | None, typer.Option("--to", "--quant", help=TO)] = None,
     context: Annotated[int, typer.Option(min=1, help="Tokens in the cache when decoding is measured.")] = 128,
     prompt: Annotated[int, typer.Option(min=1, help="Length of the prompt when prefill is measured.")] = 512,
     batch: Annotated[str, typer.Option(help="Numbers of sequences to decode at once, e.g. 1,16.")] = "1",
@@ -48,9 +49,9 @@ def bench_command(
     batches = _batches(batch)
     if (folder is None) == (size is None):
         raise ConfigError("give either a model or --size, e.g. herd bench --size 8B")
-    if folder is not None and (quant is not None or layers is not None):
-        raise ConfigError("--quant and --layers need --size: stored models are measured as they are")
-    source = _Random(size, quant or "q4", layers, seed) if size is not None else _Stored(folder or "")
+    if folder is not None and (to is not None or layers is not None):
+        raise ConfigError("--to and --layers need --size: stored models are measured as they are")
+    source = _Random(size, to or "Q4_0", layers, seed) if size is not None else _Stored(folder or "")
     config = source.config
     from ..evals.speed import Work, longest_sequence, scheme_of
     from ..plan import compare
@@ -82,7 +83,7 @@ def bench_command(
 class _Random:
     """A published shape with random weights."""
 
-    def __init__(self, size: str, quant: str, layers: int | None, seed: int) -> None:
+    def __init__(self, size: str, to: str, layers: int | None, seed: int) -> None:
         import torch
 
         from ..llama.config import SIZES
@@ -94,7 +95,7 @@ class _Random:
         if layers is not None and layers > config.n_layers:
             raise ConfigError(f"--layers={layers}: {size} has only {config.n_layers} layers")
         self.config: ModelConfig = config if layers is None else config.replace(n_layers=layers)
-        self.plan, self.quant, self.seed = named_scheme(quant, self.config), quant, seed
+        self.plan, self.seed = named_scheme(to, self.config), seed
         self.nbytes = self.plan.nbytes(self.config)
         self.dtype = torch.float32 if self.plan.linears.packed else torch.bfloat16
         depth = "" if layers is None else f", {layers} layer{'s' if layers > 1 else ''}"
@@ -109,8 +110,7 @@ class _Random:
         needed, free = self.nbytes + overhead, available_memory()
         if needed <= free:
             return
-        formats = fitting_formats(self.config, free - overhead)
-        fitting = [f"--quant {name}" for name in formats if name != self.quant]
+        fitting = [f"--to {name}" for name in fitting_formats(self.config, free - overhead)]
         if not fitting:
             smaller = [n for n, c in SIZES.items() if self.plan.nbytes(c) + overhead <= free]
             fitting = [f"--size {name}" for name in smaller[:1]]

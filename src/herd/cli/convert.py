@@ -24,8 +24,8 @@ SOURCE = """A GGUF file, a folder with Meta's files (params.json, *.pth), a Hugg
 MAX_CONTEXT = "Longest context in tokens, for Meta's files, which do not state it."
 FORMAT = """hf: for transformers and others; gguf: one file for llama.cpp; vllm: 4- or 8-bit weights for vLLM.
 Default: gguf if the target ends in .gguf, else hf."""
-GGUF_TYPE = """Weight format for gguf: f16 (default), bf16, f32, q8_0, q4_0, q4_k or q6_k. Not for quantized
-folders: their blocks are copied."""
+TO = """File type for gguf, as in herd quantize: F16 (default), Q8_0, Q4_K_M … Not for quantized folders:
+their blocks are copied."""
 
 
 def import_command(
@@ -74,7 +74,7 @@ def export_command(
     out: Annotated[Path, typer.Argument(help="The folder to create, or a file NAME.gguf.")],
     format: Annotated[str | None, typer.Option(help=FORMAT)] = None,
     dtype: Dtype = None,
-    type: Annotated[str | None, typer.Option(help=GGUF_TYPE)] = None,
+    to: Annotated[str | None, typer.Option(help=TO)] = None,
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint for other programs.
@@ -90,14 +90,12 @@ def export_command(
     if format not in ("hf", "gguf", "vllm"):
         raise CheckpointError(f"--format {format!r} is not known: choose hf, gguf or vllm")
     if dtype is not None and format == "gguf":
-        raise CheckpointError(
-            "--dtype is for --format hf and vllm: use --type f16, bf16, f32, q8_0, q4_0, q4_k or q6_k"
-        )
-    if type is not None and format != "gguf":
-        raise CheckpointError("--type is for --format gguf: use --dtype bf16, fp16 or fp32")
+        raise CheckpointError("--dtype is for --format hf and vllm: use --to F16, BF16, F32, Q8_0, Q4_K_M …")
+    if to is not None and format != "gguf":
+        raise CheckpointError("--to is for --format gguf: use --dtype bf16, fp16 or fp32")
     if format == "gguf":
         with progress_bar(f"export {folder}") as progress:
-            checkpoint.export_gguf(folder, out, type, progress=progress)
+            checkpoint.export_gguf(folder, out, to, progress=progress)
         size = out.stat().st_size
         print_json({"file": str(out), "nbytes": size}) if as_json else print(f"{out}: {size / 1e6:,.1f} MB")
         return

@@ -127,7 +127,7 @@ def _print_lines(lines: list[tuple[str, str]], file: Any = None) -> None:
 @app.command("merge")
 def merge_command(
     adapter: Annotated[str, typer.Argument(help="The folder of an adapter, e.g. runs/tune/NAME/adapter.")],
-    to: Annotated[str, typer.Option(help="fp32, bf16, Q8_0, Q4_K, Q4_0 …, or gguf-adapter for llama.cpp.")],
+    to: Annotated[str, typer.Option(help="fp32, bf16, Q8_0, Q4_K_M, Q4_0 …, or gguf-adapter for llama.cpp.")],
     out: Annotated[Path | None, typer.Option(help="Folder to create (default: beside the adapter).")] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Examples to measure on (default: the held-out ones).")

@@ -108,8 +108,7 @@ def named_scheme(to: str, config: ModelConfig, *, with_importance: bool = False)
     known = [format.short for format in FORMATS.values()]
     if to.lower() not in known:
         raise QuantError(
-            f"format {to!r} is not known: choose {', '.join(FILE_TYPES)}, one format ({', '.join(known)}), "
-            "or bits per weight (4.2bpw)"
+            f"format {to!r} is not known: choose {', '.join(FILE_TYPES)}, or one format ({', '.join(known)})"
         )
     return scheme(to)
 

@@ -41,8 +41,8 @@ from ..checkpoint.verified import hash_file
 from ..data.batch import IGNORE
 from ..data.builtin import read_parallel
 from ..data.tuning import Example, read_tuning
-from ..dtypes import torch_dtype
-from ..errors import CheckpointError, DataError, QuantError, StorageError
+from ..dtypes import parse_dtype, torch_dtype
+from ..errors import CheckpointError, ConfigError, DataError, QuantError, StorageError
 from ..evals.bpb import chunk_tokens
 from ..evals.fidelity import compare_logits
 from ..evals.windows import from_texts
@@ -51,8 +51,9 @@ from ..llama.config import ModelConfig
 from ..llama.model import LlamaLM
 from ..llama.streamed import StreamedModel
 from ..quant import blocks
-from ..quant.formats import FORMATS, PLAIN, Q4_K, TYPES, Format, Scheme, find_format, scheme
+from ..quant.formats import Scheme
 from ..quant.gptq import Gptq
+from ..quant.mixtures import named_scheme
 from ..text import Rendered, Tokenizer
 from ..train.sources.tuning import TuningData
 from .method import SMALL
@@ -118,7 +119,7 @@ def merge_adapter(
     on_step: Callable[[dict[str, Any]], None] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> MergeReport:
-    """Merge an adapter into its base, write it as ``to`` (fp32, bf16 or a packed format), and measure it.
+    """Merge an adapter into its base, write it as ``to`` (a dtype or a file type), and measure it.
 
     ``examples`` are files to measure on (default: the held-out part of the tuning data). ``gptq`` fits packed
     weights to the part of the tuning data that was trained on. With ``repair``, they are trained on that
@@ -245,28 +246,13 @@ def _first_tokens(examples: Sequence[Example], n: int) -> list[Rendered]:
 # Writing ----------------------------------------------------------------------------------------------------
 
 
-class _FallbackScheme(Scheme):
-    """A scheme that, like llama.cpp, stores rows that are not a multiple of Q4_K's block as Q5_0."""
-
-    def of(self, name: str, shape: Sequence[int], tied: bool) -> Format:
-        if len(shape) > 1 and self.linears == Q4_K and shape[-1] % Q4_K.block:
-            return TYPES["Q5_0"] if "layers" in name or self.head == Q4_K else self.head
-        return super().of(name, shape, tied)
-
-
 def _storage(to: str, config: ModelConfig) -> torch.dtype | Scheme:
     """Return the dtype or the scheme of formats that ``to`` names. Raises `QuantError` for an unknown one."""
-    if to.lower() in ("fp32", "bf16"):
-        return torch_dtype(to.lower())
     try:
-        format = find_format(to)
-    except QuantError:
-        format = None
-    if format is None or format.name in PLAIN:
-        raise QuantError(f"--to {to}: give fp32, bf16, gguf-adapter or one of {', '.join(FORMATS)}")
-    chosen = scheme(format)
-    chosen = _FallbackScheme(chosen.linears, chosen.embeddings, chosen.head)
-    chosen.plan(config)
+        return torch_dtype(parse_dtype(to, ("fp32", "bf16", "fp16")))
+    except ConfigError:
+        chosen = named_scheme(to, config)
+    chosen.plan(config)  # refuses rows with an incomplete block before anything is read
     return chosen
 
 
