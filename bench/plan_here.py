@@ -32,9 +32,9 @@ from herd.report.receipt import Value, read_receipt
 ROUNDS = 3
 PROMPT, CONTEXT, STEPS = 512, 512, 8
 CHAT = {
-    "chat-8B-q4": ("8B", "q4"),
-    "chat-3B-q4k": ("3B", "q4k"),
-    "chat-3B-q8": ("3B", "q8"),
+    "chat-8B-q4": ("8B", "Q4_0"),
+    "chat-3B-q4k": ("3B", "Q4_K_M"),
+    "chat-3B-q8": ("3B", "Q8_0"),
     "chat-1B-bf16": ("1B", "bf16"),
 }
 TRAIN = {  # (dim, layers, rows, context, dtype, activation_checkpointing)
@@ -94,7 +94,7 @@ def chat(name: str) -> Record:
     from herd.llama.config import SIZES
     from herd.machine import peak_memory
     from herd.plan import measure, ways
-    from herd.quant import scheme
+    from herd.quant.mixtures import named_scheme
     from herd.quant.random import random_quantized
 
     build.ready()
@@ -102,7 +102,7 @@ def chat(name: str) -> Record:
     config, form = SIZES[size], next(f for f in ways.GGUF_FORMATS if f.name == quant)
     base = base_rss()
     model = random_quantized(
-        config, scheme(quant), dtype=torch.bfloat16 if quant == "bf16" else torch.float32
+        config, named_scheme(quant, config), dtype=torch.bfloat16 if quant == "bf16" else torch.float32
     )
     longest = max(PROMPT, CONTEXT) + (ROUNDS + 2) * (STEPS + 1)
     runner = Runner(model, context=longest, batch=1)
@@ -111,7 +111,7 @@ def chat(name: str) -> Record:
     held = {t.data_ptr(): t.nbytes for t in (*model.parameters(), *model.buffers())}
     kind = runner.engine.cache.kind
     tensors = sum(held.values()) + runner.engine.cache.nbytes
-    planned = ways.plan_way(ways.MeasuredTarget(blank(base=base), 0.0), size, form, kind, PROMPT + 1)
+    planned = ways.plan_way(ways.MeasuredTarget(blank(base=base), 0.0), config, form, kind, PROMPT + 1)
 
     layers = {part: measure.linears(part) for part in {form.dtype, form.head_dtype}}
 

@@ -16,6 +16,7 @@ from hub import Hub, serve
 import herd
 import herd.checkpoint as checkpoint
 from herd.checkpoint import pull, sources
+from herd.checkpoint.model_source import config_without_weights
 from herd.errors import CheckpointError, StorageError
 
 
@@ -69,6 +70,18 @@ def test_pulling_again_asks_the_hub_whether_something_changed(hub, folder):
     n_requests = len(hub.requests)
     assert sources.resolve_model("hf:org/small", refresh=True) == path
     assert len(hub.requests) > n_requests
+
+
+def test_a_configuration_is_read_without_the_weights(hub, folder):
+    hub.add("org/small", folder)
+    assert config_without_weights("hf:org/small") == checkpoint.load_config(folder)
+    assert [name for name, _ in hub.downloads] == ["config.json"]
+    for source, reason in (
+        ("hf:org/small/x.gguf", "first run: herd pull"),
+        ("hf:org/none", "not on the hub"),
+    ):
+        with pytest.raises(CheckpointError, match=reason):
+            config_without_weights(source)
 
 
 def test_one_file_of_a_repository_is_loaded_without_an_import(hub, folder, tmp_path, same_bits):

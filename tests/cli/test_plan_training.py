@@ -71,7 +71,7 @@ def test_the_page_has_charts_and_loads_nothing(tmp_path, capsys):
         (["train", "--machine", "8xH101"], "similar names are H100"),
         (["train", "--machine", "H100x8"], "as in 8xH100"),
         (["train", "--context", "256k"], "131,072"),
-        (["train", "--size", "9B"], "405B, 70B"),
+        (["train", "--size", "9B"], "9B: no such file, folder or model name"),
         (["train", "--budget", "-5"], "out of range"),
         (["train", "--usd-per-hour", "0"], "out of range"),
         (["train", "--tokens", "-1T"], "out of range"),

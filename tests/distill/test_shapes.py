@@ -86,7 +86,7 @@ def test_speed_asks_the_machine():
         formats = GGUF_FORMATS
 
         def decode(self, config, weights, kv, context):
-            return weights.nbytes(config) / 1e9 if not config.dim % 256 or weights.name != "q4k" else 1e9
+            return weights.nbytes(config) / 1e9
 
     for shape in plan_shapes(SMOL, Budget("speed", 15, 100), [49_152], 3, Machine()):  # type: ignore[arg-type]
         assert FORMATS[shape.weights].nbytes(shape.config) <= 1e9 / 15

@@ -252,11 +252,11 @@ def test_only_the_vocabulary_can_be_cut(toy, tmp_path):
 def test_a_budget_of_memory_is_met_with_quantized_weights_and_may_leave_the_teacher_whole(toy, tmp_path):
     chosen = settings(toy, to="memory=105kB,context=64", race_tokens=512, tokens=512, arms=2)
     shrinker = Shrinker(tmp_path / "run", chosen)
-    assert {shape.weights for shape in shrinker.shapes} & {"q8", "q4"}
+    assert {shape.weights for shape in shrinker.shapes} & {"Q8_0", "Q4_K_M", "Q4_0"}
     done = shrinker.run()
     assert "cache, 64 tokens" in done.ledger["facts"]["run with"]
     quantized = done.ledger["steps"][-1]
-    assert quantized["name"].endswith(("q8", "q4"))
+    assert quantized["name"].endswith(("Q8_0", "Q4_K_M", "Q4_0"))
     assert quantized["kl"]["value"] > 0
 
 

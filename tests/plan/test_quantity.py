@@ -16,7 +16,7 @@ from herd.errors import PlanError
 from herd.plan import quantity
 
 VERBS = typer.main.get_command(plan.app).commands
-# A quick base for each verb. `herd plan` without a verb, leak, score and machines have no numeric options.
+# A quick base for each verb. `herd plan here`, leak, score and machines have no numeric options.
 QUICK = {
     "train": ["--size", "1B", "--machine", "8xH100", "--tokens", "1B"],
     "finetune": ["--size", "1B", "--machine", "RTX4090"],

@@ -6,6 +6,7 @@ import re
 import shlex
 
 from herd import cli
+from herd.llama.config import SIZES
 from herd.plan.machines import find_machine
 from herd.plan.serve import Load, predict_serving
 from herd.plan.vllm import vllm_commands
@@ -77,7 +78,7 @@ def test_weights_of_four_bits_are_made_first():
     target = CatalogueTarget(machine, 1)
     load = Load(3, 8192, 400)
     w4a16 = next(each for each in target.formats if each.name == "w4a16")
-    lines = vllm_commands(predict_serving(target, "8B", w4a16, load), machine, 1, load)
+    lines = vllm_commands("8B", predict_serving(target, SIZES["8B"], w4a16, load), machine, 1, load)
     assert (
         lines[0] == "herd quantize hf:meta-llama/Llama-3.1-8B-Instruct --to q4 --out Llama-3.1-8B-Instruct-q4"
     )

@@ -5,23 +5,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from herd import checkpoint
+from herd.checkpoint.gguf import GGUF
 from herd.cli import run
 from herd.engine import memory
 from herd.errors import PlanError
 from herd.kernels.page_layout import BYTES
 from herd.llama.config import SIZES, ModelConfig
+from herd.llama.model import LlamaLM
 from herd.plan import compare, feel, machines, profile, quantizing, score, serve, ways
 from herd.plan.layout import Job, ParallelLayout
 from herd.plan.profile import Profile
 from herd.plan.step import predict_step
-from herd.quant import scheme
+from herd.quant import scheme, tensor_nbytes
+from herd.quant.mixtures import named_scheme
 from herd.train import AdamW, TrainConfig
 
 LARGE = 25_000_000_000
@@ -58,23 +65,43 @@ def here(monkeypatch, tmp_path):
 def test_bytes_equal_those_of_the_allocators():
     target = ways.MeasuredTarget(made_up(), LARGE)
     for weights in target.formats:
-        found = ways.plan_way(target, "8B", weights, "int8", 1000)
+        found = ways.plan_way(target, SIZES["8B"], weights, "int8", 1000)
         assert found.kv_nbytes == memory.nbytes(SIZES["8B"], 1, 1000, BYTES["int8"])
         on_top = max(found.kv_nbytes, found.loading_nbytes)
         assert found.resident == found.weights_nbytes + found.working_nbytes + on_top
-    q4 = ways.plan_way(target, "8B", target.formats[-1], "bf16", 1000)
+    q4 = ways.plan_way(target, SIZES["8B"], target.formats[-1], "bf16", 1000)
     assert q4.weights_nbytes == sum(
-        rows * cols * (17 if name == "lm_head.weight" else 9) // 16 if len(shape) == 2 else 4 * rows
+        rows * cols * (210 if name == "lm_head.weight" else 144) // 256 if len(shape) == 2 else 4 * rows
         for name, shape in SIZES["8B"].param_shapes()
         for rows, cols in [(shape[0], shape[-1])]
     )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.filterwarnings("ignore:.* matrices have rows", "ignore:.* has no tokenizer")
+def test_bytes_equal_those_of_the_files_that_quantize_writes(tmp_path, tied):
+    """Of each format, with rows that do not divide into blocks of 256 too. A tied head is in memory twice."""
+    config = ModelConfig(512, 256, 8, 4, 2, 576, tie_embeddings=tied)
+    checkpoint.save_model(tmp_path / "plain", LlamaLM(config).init_weights(0))
+    for weights in ways.GGUF_FORMATS[1:]:
+        scheme = named_scheme(weights.name, config)
+        checkpoint.quantize_folder(checkpoint.ImportSource(tmp_path / "plain"), tmp_path / "packed", scheme)
+        tensors = GGUF(tmp_path / "packed" / "model.gguf").tensors
+        nbytes = {name: tensor_nbytes(entry.shape, entry.format) for name, entry in tensors.items()}
+        again = nbytes["token_embd.weight"] if tied else 0
+        assert weights.nbytes(config) == sum(nbytes.values()) + again
+        layers = [
+            entry for name, entry in tensors.items() if name.startswith("blk.") and len(entry.shape) > 1
+        ]
+        mean = sum(tensor_nbytes(e.shape, e.format) for e in layers) / sum(math.prod(e.shape) for e in layers)
+        assert weights.stored(config, "bf16").linears == pytest.approx(mean)
 
 
 def test_a_decode_step_reads_the_weights_once():
     """With nothing else in the way, a step is bytes over bandwidth. A full cache adds its bytes at
     attention's rate."""
     target, config = ways.MeasuredTarget(made_up(), LARGE), SIZES["8B"]
-    weights = next(f for f in target.formats if f.name == "q8")
+    weights = next(f for f in target.formats if f.name == "Q8_0")
     read = (
         weights.nbytes(config) - config.vocab_size * config.dim * 34 / 32
     )  # the embedding gives one row only
@@ -111,12 +138,12 @@ def test_learned_factors_multiply_their_kind_of_work():
 @given(st.sampled_from(list(SIZES)), st.integers(1, 131_072), st.integers(0, 10**12))
 def test_what_fits_has_times_and_what_does_not_has_a_cure(size, context, free):
     target = ways.MeasuredTarget(made_up(), free)
-    rows = ways.plan_ways(target, size, (context,))
+    rows = ways.plan_ways(target, SIZES[size], (context,))
     chosen = ways.best_way(rows)
     for row in rows:
         assert row[0].fits == (row[0].resident <= free) == (row[0].step is not None)
     if chosen is None:
-        assert ways.smallest_change(target, size, context)
+        assert ways.smallest_change(target, SIZES[size], context)
     else:
         assert chosen.fits
 
@@ -124,18 +151,20 @@ def test_what_fits_has_times_and_what_does_not_has_a_cure(size, context, free):
 def test_the_smallest_change_is_enough_and_needed():
     """What is offered instead fits: so much more memory, or so short a context."""
     target = ways.MeasuredTarget(made_up(), LARGE)
-    more = float(ways.smallest_change(target, "70B", 1024).split()[1]) * 1e9
+    more = float(ways.smallest_change(target, SIZES["70B"], 1024).split()[1]) * 1e9
     richer = ways.MeasuredTarget(made_up(), LARGE + more + 0.1e9)
-    assert ways.best_way(ways.plan_ways(richer, "70B", (1024,))) is not None
+    assert ways.best_way(ways.plan_ways(richer, SIZES["70B"], (1024,))) is not None
     assert (
-        ways.best_way(ways.plan_ways(ways.MeasuredTarget(made_up(), LARGE + more - 0.2e9), "70B", (1024,)))
+        ways.best_way(
+            ways.plan_ways(ways.MeasuredTarget(made_up(), LARGE + more - 0.2e9), SIZES["70B"], (1024,))
+        )
         is None
     )
     pair = ways.catalogue_target(machines.find_machine("2xRTX4090"), SIZES["70B"])
-    told = ways.smallest_change(pair, "70B", 32_768)
+    told = ways.smallest_change(pair, SIZES["70B"], 32_768)
     tokens = int(told.split()[3].replace(",", ""))
-    assert ways.best_way(ways.plan_ways(pair, "70B", (tokens,))) is not None
-    assert ways.best_way(ways.plan_ways(pair, "70B", (tokens + 2048,))) is None
+    assert ways.best_way(ways.plan_ways(pair, SIZES["70B"], (tokens,))) is not None
+    assert ways.best_way(ways.plan_ways(pair, SIZES["70B"], (tokens + 2048,))) is None
 
 
 def test_the_best_way_reaches_reading_speed_if_any_does():
@@ -143,10 +172,10 @@ def test_the_best_way_reaches_reading_speed_if_any_does():
     fast = ways.MeasuredTarget(
         made_up(bandwidth={2: 1e12}, gemm={name: {1: 1e13} for name in made_up().gemm}), LARGE
     )
-    chosen = ways.best_way(ways.plan_ways(slow, "8B", (1024,)))
+    chosen = ways.best_way(ways.plan_ways(slow, SIZES["8B"], (1024,)))
     assert chosen is not None
-    assert chosen.weights.name == "q4k"  # nothing larger reaches 5 tokens/s at 40 GB/s
-    chosen = ways.best_way(ways.plan_ways(fast, "8B", (1024,)))
+    assert chosen.weights.name == "Q4_K_M"  # nothing larger reaches 5 tokens/s at 40 GB/s
+    chosen = ways.best_way(ways.plan_ways(fast, SIZES["8B"], (1024,)))
     assert chosen is not None
     assert chosen.weights.name == "bf16"
 
@@ -166,14 +195,16 @@ def test_quantizing_adds_up_its_stages():
 
 def test_serving_follows_littles_law_and_saturates():
     target = ways.catalogue_target(machines.find_machine("H100"), SIZES["8B"])
-    few, many = (serve.predict_serving(target, "8B", ways.BF16, serve.Load(n, 2048, 400)) for n in (10, 60))
+    few, many = (
+        serve.predict_serving(target, SIZES["8B"], ways.BF16, serve.Load(n, 2048, 400)) for n in (10, 60)
+    )
     for found in (few, many):
         assert found.batch == pytest.approx(found.requests_per_s * 400 * found.tpot, rel=0.01)
         users = found.requests_per_s * (30 + found.ttft_mean + 400 * found.tpot)
         assert users == pytest.approx(10 if found is few else 60, rel=0.01)
     assert many.ttft_p95 > few.ttft_p95
     assert few.meets(1.0)
-    crowd = serve.predict_serving(target, "8B", ways.BF16, serve.Load(100_000, 2048, 400))
+    crowd = serve.predict_serving(target, SIZES["8B"], ways.BF16, serve.Load(100_000, 2048, 400))
     assert not crowd.meets(1.0)
     assert crowd.prefill_share <= 1
 
@@ -234,7 +265,7 @@ def test_bench_rows_and_stages_are_recorded_with_their_predictions(here):
         {"work": "prefill", "name": "prefill of 512", "tokens": 512, "batch": 1, "seconds": 20.0},
     ]
     compare.compare_bench(SIZES["8B"], "Q4_0", rows, "8B")
-    weights = next(weights for weights in here.formats if weights.name == "q4")
+    weights = next(weights for weights in here.formats if weights.name == "Q4_0")
     assert rows[0]["predicted_seconds"] == here.decode(SIZES["8B"], weights, "bf16", 128)
     assert rows[1]["predicted_seconds"] == here.prefill(SIZES["8B"], weights, "bf16", 512)
     compare.compare_bench(
@@ -289,6 +320,7 @@ def test_sample_text_takes_the_predicted_time():
     "args",
     [
         [],
+        ["8b", "llama3.1-70b"],
         ["run", "--size", "70b", "--machine", "2xRTX4090", "--context", "4k"],
         ["run", "--size", "405B", "--machine", "2xRTX4090"],
         ["run", "--price", "1500", "--watts", "120"],
@@ -323,8 +355,8 @@ def test_every_verb_prints_a_table_and_json(here, capsys, args):
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["--size", "9B"], "405B, 70B, 8B"),
-        (["run", "--size", "9B"], "405B, 70B, 8B"),
+        (["9B"], "9B: no such file, folder or model name"),
+        (["run", "--size", "9B"], "no such file, folder or model name"),
         (["run", "--machine", "2xRTX409"], "RTX4090"),
         (["run", "--machine", "0xH100"], "1 to"),
         (["run", "--context", "256k"], "131,072"),
@@ -352,7 +384,33 @@ def test_plan_with_a_saved_profile_needs_no_torch(here):
     code += "assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     record = json.loads(done.stdout)
-    assert set(record["sizes"]) == {"8B", "70B", "405B"}
+    assert set(record["sizes"]) == {"1B", "3B", "8B", "70B"}
+
+
+def test_any_model_is_planned_from_its_configuration(here, tmp_path, capsys):
+    """A folder needs no weights, and a context that the model does not have is not shown."""
+    config = ModelConfig(512, 256, 8, 4, 2, 576, max_context=2048)
+    checkpoint.save_model(tmp_path / "whole", LlamaLM(config).init_weights(0))
+    (tmp_path / "small").mkdir()
+    shutil.copy(tmp_path / "whole" / "config.json", tmp_path / "small")
+    small = str(tmp_path / "small")
+    assert run(["plan", small, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [way["context"] for way in found["sizes"][small]] == [1024, 2048] * 4
+    assert found["sizes"][small][-1]["weights_bytes"] == named_scheme("Q4_0", config).nbytes(config)
+    assert run(["plan", "run", "--model", small]) == 0
+    assert f"{small} on this machine" in capsys.readouterr().out
+    for verb in ("train", "finetune"):
+        words = ["--size", small, "--machine", "RTX4090", "--tokens", "1M", "--json"]
+        assert run(["plan", verb, *words]) == 0
+        assert json.loads(capsys.readouterr().out)["n_params"] == config.n_params
+
+
+def test_the_time_of_measuring_is_the_same_everywhere(here, capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"measures this machine once ({profile.SECONDS} s)" in readme
+    assert run(["plan", "here", "--help"]) == 0
+    assert f"({profile.SECONDS} s)" in capsys.readouterr().out
 
 
 def test_learned_factors_are_applied_only_with_the_option(here, capsys):
@@ -368,7 +426,7 @@ def test_learned_factors_are_applied_only_with_the_option(here, capsys):
 def test_a_machine_without_quantized_peaks_unpacks_the_weights(capsys):
     assert run(["plan", "run", "--machine", "M2Ultra-192GB", "--json"]) == 0
     ways_found = json.loads(capsys.readouterr().out)["ways"]
-    assert [way["weights"] for way in ways_found] == ["bf16", "q8", "q4k", "q4"]
+    assert [way["weights"] for way in ways_found] == ["bf16", "Q8_0", "Q4_K_M", "Q4_0"]
 
 
 @pytest.mark.soak

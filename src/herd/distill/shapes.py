@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..engine.memory import nbytes as cache_nbytes
-from ..errors import ConfigError, PlanError, QuantError
+from ..errors import ConfigError, PlanError
 from ..kernels.page_layout import BYTES
 from ..llama.config import ModelConfig
 from ..plan.quantity import CONTEXT, COUNT, Quantity
@@ -146,10 +146,7 @@ def _fitting(
         if budget.kind == "params":
             return config.n_params <= budget.limit
         if budget.kind == "memory":
-            try:
-                return resident_nbytes(config, weights, kv, budget.context) <= budget.limit
-            except QuantError:  # the rows are not a multiple of the format's block
-                return False
+            return resident_nbytes(config, weights, kv, budget.context) <= budget.limit
         assert target is not None
         return 1 / target.decode(config, weights, kv, budget.context) >= budget.limit
 

@@ -26,12 +26,12 @@ def compare_bench(
 ) -> None:
     """Add ``predicted_seconds`` to the rows of `herd bench` and record both.
 
-    Does nothing without a profile, or if the planner does not know the weight format (``blocks``, by GGUF's
-    name) or the format of the KV cache.
+    Does nothing without a profile, or if the planner does not know the format of most weights (``blocks``, by
+    GGUF's name) or of the KV cache.
     """
     profile, rows = load_profile(), list(rows)
     name = SHORT_NAMES.get(blocks, blocks.lower())
-    weights = next((known for known in GGUF_FORMATS if known.name == name), None)
+    weights = next((known for known in GGUF_FORMATS if known.dtype == name), None)
     kv = next((row["kv"] for row in rows if "kv" in row), "bf16")
     if profile is None or weights is None or weights.dtype not in profile.gemm or kv not in BYTES:
         return

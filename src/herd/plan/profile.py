@@ -30,6 +30,8 @@ from .machines import Machine
 from .roofline import NO_LINK, Device, Efficiency, EfficiencyCurve
 
 SCHEMA = 4
+SECONDS = 40
+"""About how many seconds it takes to measure a machine."""
 _MEASURED = (Q8_0, Q4_0, Q4_K)
 SHORT_NAMES = {format.name: format.short for format in _MEASURED}
 """Names in a profile of the block formats that are measured."""

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from ..engine.memory import nbytes as kv_nbytes
 from ..errors import PlanError
 from ..kernels.page_layout import BYTES
-from ..llama.config import SIZES, ModelConfig
+from ..llama.config import ModelConfig
 from .ways import USUAL_KV, Target, Way, WeightFormat, plan_way
 
 TAIL = 3.0
@@ -89,11 +89,11 @@ class _State(NamedTuple):
 
 
 def predict_serving(
-    target: Target, size: str, weights: WeightFormat, load: Load, replicas: int = 1
+    target: Target, config: ModelConfig, weights: WeightFormat, load: Load, replicas: int = 1
 ) -> Served:
     """Predict serving with one weight format. Raises `PlanError` if a request exceeds the model's context."""
-    config, context = SIZES[size], load.prompt + load.answer
-    single = plan_way(target, size, weights, USUAL_KV, context)
+    context = load.prompt + load.answer
+    single = plan_way(target, config, weights, USUAL_KV, context)
     most = 0
     if single.spare > 0:
         most = int(single.spare // kv_nbytes(config, 1, context, BYTES[USUAL_KV]))

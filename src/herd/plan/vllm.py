@@ -26,7 +26,7 @@ FIRST_PORT, RAY_PORT = 8000, 6379
 RAY = "--distributed-executor-backend ray"
 
 
-def vllm_commands(served: Served, machine: Machine, tp: int, load: Load) -> list[str]:
+def vllm_commands(size: str, served: Served, machine: Machine, tp: int, load: Load) -> list[str]:
     """Return the lines of a shell script: each replica on its node, then the gateway before all of them.
 
     ``tp`` devices share the model in each replica. If they are on several nodes, Ray joins these. Raises
@@ -36,7 +36,6 @@ def vllm_commands(served: Served, machine: Machine, tp: int, load: Load) -> list
         raise PlanError(
             f"--print vllm needs a machine with GPUs, and {machine.name} has none: use herd serve there"
         )
-    size = served.way.size
     if size not in CHECKPOINTS:
         known = ", ".join(CHECKPOINTS)
         raise PlanError(f"--print vllm knows no published checkpoint of {size}; there are {known}")

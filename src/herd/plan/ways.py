@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,8 +18,9 @@ from ..engine.memory import PREFILL_TOKENS
 from ..engine.memory import nbytes as kv_nbytes
 from ..errors import PlanError
 from ..kernels.page_layout import BYTES
-from ..llama.config import SIZES, ModelConfig
-from ..quant.formats import scheme
+from ..llama.config import ModelConfig
+from ..quant.formats import tensor_nbytes
+from ..quant.mixtures import TensorScheme, mixture
 from . import ops
 from .machines import Machine
 from .profile import SHORT_NAMES, Profile
@@ -42,59 +44,68 @@ class WeightFormat:
     """
 
     name: str
-    linears: float  # bytes per weight
-    head: float
     dtype: str  # of the matmul, as profiles and data sheets name it
-    head_dtype: str
     kld: float | None
+    linears: float = 0.0  # bytes per weight; a file type's depend on the model
+    head: float = 2.0
+    head_dtype: str = "bf16"
 
     @property
     def packed(self) -> bool:
-        return self.name in SHORT_NAMES.values()
+        """Whether it is one of GGUF's file types, as `herd quantize` writes them."""
+        return self.dtype in SHORT_NAMES.values()
 
     @property
     def loss(self) -> float:
         """KL divergence from 16 bits in nats: published, or `UNKNOWN_KLD`."""
         return UNKNOWN_KLD if self.kld is None else self.kld
 
-    def stored(self, kv: str) -> ops.Weights:
-        """Return the bytes per weight and per value of a KV cache of the dtype ``kv``."""
-        return ops.Weights(self.linears, self.head, self.dtype, BYTES[kv])
+    def stored(self, config: ModelConfig, kv: str) -> ops.Weights:
+        """Return the mean bytes per weight, and those per value of a KV cache of the dtype ``kv``."""
+        linears, head = _mean_nbytes(self.name, config) if self.packed else (self.linears, self.head)
+        return ops.Weights(linears, head, self.dtype, BYTES[kv])
 
     def nbytes(self, config: ModelConfig) -> int:
         """Return the bytes of all weights in memory, exact for the formats that Herd stores."""
         if self.packed:
-            return _resident_nbytes(self.name, config)
+            return _scheme(self.name, config).resident_nbytes(config)
         head = config.vocab_size * config.dim * (1 if config.tie_embeddings else 2)
         return round(self.linears * (config.n_params - head) + self.head * head)
 
     def loading_nbytes(self, config: ModelConfig) -> int:
         """Return the bytes needed in addition while the weights are loaded."""
-        return scheme(self.name).loading_nbytes(config) if self.packed else 0
+        return _scheme(self.name, config).loading_nbytes(config) if self.packed else 0
 
 
 @functools.cache
-def _resident_nbytes(name: str, config: ModelConfig) -> int:
-    return scheme(name).resident_nbytes(config)
+def _scheme(name: str, config: ModelConfig) -> TensorScheme:
+    return mixture(name, config)
 
 
-def _packed(name: str, kld: float) -> WeightFormat:
-    parts = scheme(name)
-    head = SHORT_NAMES[parts.head.name]
-    return WeightFormat(name, parts.linears.bits / 8, parts.head.bits / 8, name, head, kld)
+@functools.cache
+def _mean_nbytes(name: str, config: ModelConfig) -> tuple[float, float]:
+    """Return the mean bytes per weight of the layers' matrices, and those of the head."""
+    plan, shapes = _scheme(name, config), list(config.param_shapes())
+    layers = [
+        (param, shape) for param, shape in shapes if param.startswith("model.layers.") and len(shape) > 1
+    ]
+    nbytes = sum(tensor_nbytes(shape, plan.formats[param]) for param, shape in layers)
+    return nbytes / sum(math.prod(shape) for _, shape in layers), plan.head.bits / 8
 
 
-BF16 = WeightFormat("bf16", 2.0, 2.0, "bf16", "bf16", 0.0)
-GGUF_FORMATS = (BF16, _packed("q8", 0.001355), _packed("q4k", 0.043136), _packed("q4", 0.071940))
-"""Formats that Herd runs on a CPU.
-
-The KL divergence of q4k is the published one of Q4_K_S, the nearest format.
-"""
+BF16 = WeightFormat("bf16", "bf16", 0.0, 2.0)
+GGUF_FORMATS = (
+    BF16,
+    WeightFormat("Q8_0", "q8", 0.001355, head_dtype="q8"),
+    WeightFormat("Q4_K_M", "q4k", 0.031273, head_dtype="q8"),
+    WeightFormat("Q4_0", "q4", 0.071940, head_dtype="q8"),
+)
+"""Formats that Herd runs on a CPU. A head in Q6_K is assumed to be as fast as one in Q8_0."""
 GPU_FORMATS = (
     BF16,
-    WeightFormat("fp8", 1.0, 2.0, "fp8", "bf16", None),
-    WeightFormat("int8", 1.0, 2.0, "bf16", "bf16", None),
-    WeightFormat("w4a16", 0.5625, 2.0, "bf16", "bf16", None),
+    WeightFormat("fp8", "fp8", None, 1.0),
+    WeightFormat("int8", "bf16", None, 1.0),
+    WeightFormat("w4a16", "bf16", None, 0.5625),
 )
 """Formats that inference engines run on accelerators.
 
@@ -143,7 +154,7 @@ class MeasuredTarget:
         self, config: ModelConfig, weights: WeightFormat, kv: str, context: int, batch: int = 1
     ) -> float:
         """Return the seconds of one decode step of ``batch`` sequences of ``context`` tokens."""
-        listed = ops.forward_ops(config, batch, context, batch * context, weights=weights.stored(kv))
+        listed = ops.forward_ops(config, batch, context, batch * context, weights=weights.stored(config, kv))
         slower = self.profile.read / self.profile.attention_decode[kv]
         found = (self._measured_op(op, weights, slower) for op in listed)
         return self.factors.get("decode", 1.0) * total_seconds(found, self._device(weights))
@@ -154,7 +165,7 @@ class MeasuredTarget:
         The prompt is read in chunks of `PREFILL_TOKENS`. Each chunk attends to itself and to all tokens
         before it.
         """
-        device, stored, total = self._device(weights), weights.stored(kv), 0.0
+        device, stored, total = self._device(weights), weights.stored(config, kv), 0.0
         for start in range(0, tokens, PREFILL_TOKENS):
             rows = min(PREFILL_TOKENS, tokens - start)
             keys = start + rows / 2
@@ -207,7 +218,7 @@ class CatalogueTarget:
 
     def tp_for(self, way: Way) -> int | None:
         """Return the number of devices (a power of two) that ``way`` needs. None: no number suffices."""
-        config = SIZES[way.size]
+        config = way.config
         for tp in (1 << n for n in range(1, 8)):
             if self.tp < tp and not (config.n_heads % tp or config.ffn_dim % tp):
                 wider = CatalogueTarget(self.machine.with_devices(tp), tp)
@@ -224,12 +235,14 @@ class CatalogueTarget:
         self, config: ModelConfig, weights: WeightFormat, kv: str, context: int, batch: int = 1
     ) -> float:
         """Return the seconds of one decode step of ``batch`` sequences of ``context`` tokens."""
-        stored = weights.stored(kv)
+        stored = weights.stored(config, kv)
         return ops.decode_seconds(config, self.machine, stored, batch=batch, context=context, tp=self.tp)
 
     def prefill(self, config: ModelConfig, weights: WeightFormat, kv: str, tokens: int) -> float:
         """Return the seconds until a prompt's first token."""
-        return ops.prefill_seconds(config, self.machine, weights.stored(kv), tokens=tokens, tp=self.tp)
+        return ops.prefill_seconds(
+            config, self.machine, weights.stored(config, kv), tokens=tokens, tp=self.tp
+        )
 
 
 Target = MeasuredTarget | CatalogueTarget
@@ -243,9 +256,9 @@ def catalogue_target(machine: Machine, config: ModelConfig) -> CatalogueTarget:
 
 @dataclass(frozen=True)
 class Way:
-    """One way of running a model of ``size``: bytes by part, and seconds if it fits."""
+    """One way of running a model: bytes by part, and seconds if it fits."""
 
-    size: str
+    config: ModelConfig
     weights: WeightFormat
     kv: str
     context: int
@@ -277,27 +290,20 @@ class Way:
         return None if self.step is None else self.batch / self.step
 
 
-def parse_size(text: str) -> str:
-    """Return the name of a published model. Raises `PlanError` with the known names."""
-    known = {name.lower(): name for name in SIZES}
-    if text.strip().lower() not in known:
-        raise PlanError(f"size {text!r} is not known: choose {', '.join(SIZES)}")
-    return known[text.strip().lower()]
-
-
-def plan_way(target: Target, size: str, weights: WeightFormat, kv: str, context: int, batch: int = 1) -> Way:
+def plan_way(
+    target: Target, config: ModelConfig, weights: WeightFormat, kv: str, context: int, batch: int = 1
+) -> Way:
     """Return one way, with its times if it fits. Raises `PlanError` if the context exceeds the model's."""
-    config = SIZES[size]
     if not 1 <= context <= config.max_context:
         raise PlanError(
-            f"context {context:,} is out of range: give 1 to {config.max_context:,}, the context of {size}"
+            f"context {context:,} is out of range: give 1 to {config.max_context:,}, the model's context"
         )
     cache, working = (
         kv_nbytes(config, batch, context, BYTES[kv]),
         target.working_nbytes(config, context, batch),
     )
     nbytes = (weights.nbytes(config), cache, round(working), weights.loading_nbytes(config))
-    found = Way(size, weights, kv, context, batch, *nbytes, round(target.capacity))
+    found = Way(config, weights, kv, context, batch, *nbytes, round(target.capacity))
     if not found.fits:
         return found
     ttft = target.prefill(config, weights, kv, context)
@@ -305,17 +311,20 @@ def plan_way(target: Target, size: str, weights: WeightFormat, kv: str, context:
 
 
 def plan_ways(
-    target: Target, size: str, contexts: Iterable[int] = CONTEXTS, batch: int = 1
+    target: Target, config: ModelConfig, contexts: Iterable[int] | None = None, batch: int = 1
 ) -> list[list[Way]]:
     """Return a row for each weight format and KV dtype, with a way for each context.
 
-    A second KV dtype is listed only if more contexts fit with it.
+    Default contexts: `CONTEXTS`, as far as the model has them. A second KV dtype is listed only if more
+    contexts fit with it.
     """
     rows: list[list[Way]] = []
+    if contexts is None:
+        contexts = sorted({min(length, config.max_context) for length in CONTEXTS})
     for weights in target.formats:
         before = -1
         for kv in target.kv_names:
-            row = [plan_way(target, size, weights, kv, context, batch) for context in contexts]
+            row = [plan_way(target, config, weights, kv, context, batch) for context in contexts]
             fitting = sum(found.fits for found in row)
             if fitting > before:
                 rows.append(row)
@@ -341,17 +350,17 @@ def best_way(rows: list[list[Way]]) -> Way | None:
     return max(first, key=lambda found: found.tokens_per_s or 0.0)
 
 
-def smallest_change(target: Target, size: str, context: int, batch: int = 1) -> str:
-    """Return the smallest change that makes ``size`` fit: fewer bits, a shorter context, or more memory."""
+def smallest_change(target: Target, config: ModelConfig, context: int, batch: int = 1) -> str:
+    """Return the smallest change that makes a model fit: fewer bits, a shorter context, or more memory."""
     stored = itertools.product(target.formats, target.kv_names)
-    tried = [plan_way(target, size, weights, kv, context, batch) for weights, kv in stored]
+    tried = [plan_way(target, config, weights, kv, context, batch) for weights, kv in stored]
     fitting = [found for found in tried if found.fits]
     if fitting:
         found = min(fitting, key=lambda way: (way.weights.loss, way.resident))
         cache = "" if found.kv == USUAL_KV else f" and an {found.kv} KV cache"
         return f"it fits with {found.weights.name} weights{cache}"
     least = min(tried, key=lambda way: way.resident)
-    per_token = SIZES[size].kv_nbytes_per_token(BYTES[least.kv]) * batch
+    per_token = config.kv_nbytes_per_token(BYTES[least.kv]) * batch
     count = target.tp_for(least)
     if least.spare >= max(1024 * per_token, least.loading_nbytes):
         tokens = int(least.spare // per_token // 1024 * 1024)
