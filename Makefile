@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "installing $(HERD_TORCH) and the rest into $(VENV), a few minutes the first time"
 	$(INSTALL) setuptools
 	$(INSTALL) $(HERD_TORCH)
-	$(INSTALL) --no-build-isolation -e '.[mcp]'
+	$(INSTALL) --no-build-isolation -e '.[mcp,parquet]'
 	@$(BIN)/python -m herd.kernels.build
 	@rm -f $(VENV)/.herd-* && touch $@
 
