@@ -163,6 +163,28 @@ OTHERS = [
     ("東京です", ("大阪", "東京"), "B"), ("東京", ("大阪", "東京"), "B"),
 ]  # fmt: skip
 
+MENDED = [
+    ("A. Not B.", CITIES, "A"), ("The answer is A. Not C, D.", CITIES, "A"), ("Answer: A. Eliminate B.", CITIES, "A"),
+    ("A, but wait, B.", CITIES, "B"), ("I pick A. Wait, B.", CITIES, "B"), ("The letter seems B.", CITIES, "B"),
+    ("I think A must be correct.", CITIES, "A"), ("A might be false, so B", CITIES, "B"), ("A、B", CITIES, None),
+    ("A is most likely wrong, B is.", CITIES, "B"), ("No, all but B are wrong.", CITIES, "B"),
+    ("Not none of the above, B", CITIES, "B"), ("London is correct\nA dog", CITIES, "B"),
+    ("Answer: option B. Some say it is A", CITIES, "B"), ("The right one among A, B and C is B", CITIES, "B"),
+    ("La respuesta no es Paris. B", CITIES, "B"), ("A/B, B is true", CITIES, "B"),
+    ("Die Straße ist es, nicht der Weg", ("Straße", "Weg"), "A"), ("*", ("+", "*"), "B"), ("", ("+", "*"), None),
+]  # fmt: skip
+TWO = ("cat", "dog")
+OF_TWO = [
+    ("All except B are right", TWO, "A"), ("All but A are correct.", TWO, "B"), ("Everything except B fits", TWO, "A"),
+    ("None but A is wrong.", TWO, "B"), ("No option except B is false", TWO, "A"), ("Except for B, all are right", TWO, "A"),
+    ("The answer is anything but B.", TWO, "A"), ("All except the dog are right", TWO, "A"),
+    ("Toutes sauf B sont correctes", TWO, "A"), ("Alle außer A sind richtig", TWO, "B"),
+    ("All except B are wrong", TWO, "B"), ("Are all except B right?", TWO, None), ("All except A and B are right", TWO, None),
+    ("A is not correct; B is.", TWO, "B"), ("All but A and B are right", (*TWO, "cow"), "C"),
+    ("All but A and B are wrong", (*TWO, "cow"), None), ("All but A are right", (*TWO, "cow"), None),
+]  # fmt: skip
+"""Where all choices but one are excepted from the right ones, that one is meant."""
+
 
 def letter(text, choices=CITIES):
     return chosen_letter(text, "ABCDEFGHIJ"[: len(choices)], choices)
@@ -184,8 +206,8 @@ def test_no_letter_is_made_of_an_answer_that_names_none(text):
     assert letter(text) is None
 
 
-@pytest.mark.parametrize(("text", "choices", "expected"), OTHERS)
-def test_the_text_of_a_choice_counts_where_it_cannot_mean_another(text, choices, expected):
+@pytest.mark.parametrize(("text", "choices", "expected"), OTHERS + MENDED + OF_TWO)
+def test_each_answer_names_the_expected_choice(text, choices, expected):
     assert letter(text, choices) == expected
 
 

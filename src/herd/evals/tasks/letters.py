@@ -2,123 +2,136 @@
 
 A letter counts if it cannot be a word or part of one: stated ("the answer is B"), at the beginning of a line
 ("B. because") or marked ("(B)", "option B"). The text of a choice counts in the same positions, and anywhere
-if it is too long to occur by chance. Denied choices do not count, and what is said of all but one choice
-("all but B are wrong") says the opposite of that one. An answer that names two choices names none.
+if it is too long to occur by chance. Denied choices do not count. What is said of all but one choice ("all
+but B are wrong") says the opposite of that one. An answer that names two choices names none.
+
+The answer is read in two steps. Each word becomes the letter of its kind (`_KINDS`), or "_", and each choice
+becomes X: "The answer is not A, but B." is "tavnX,sX.". Short patterns of these letters then decide what is
+said of each choice.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, pairwise
 
-SURROUNDINGS = 200
-"""Characters before and after a choice that decide what is said of it."""
-_MARKUP = re.compile(r"\\(?:text|math)\w*(?=\{)|\\[()\[\]]|\*\*|__|[`$]|</?(?:b|strong|i|em|u)>")
+_KINDS = {
+    # words that name or recommend a choice
+    "a": "answer, antwort, lösung, respuesta, réponse, risposta, resposta, ответ, jibu, jibu ni, उत्तर, उत्तर है"
+    ", ข้อ, 选, 選, 选择, 選擇, 选项, 選項", "A": "答案, 答え, 正解, คำตอบ",
+    "o": "option, opción, opção, choice, letter", "d": "definitely, probably, clearly, therefore",
+    "s": "so, thus, hence, but, sondern, sino, mais, ma, mas, а, но", "W": "actually, wait, correction",
+    "h": "say, choose, chose, pick, select, go with, favor, favour, prefer, preferred",
+    "k": "think, believe, recommend, true that, the case that, certain that, likely that",
+    # right, wrong, not
+    "r": "right, correct, best, better, preferable, true, selected, richtig, richtige, correcta, correcto,"
+    " correcte", "y": "likely", "p": "partly, partially", "✓": "✓, ✔, ✅", "✗": "✗, ✘, ❌",
+    "w": "wrong, incorrect, false, untrue, worst, worse, less, impossible, unlikely, doubtful, unclear"
+    ", falsch, faux, fausse, fausses, falso, falsa, falsos, falsas, incorrecto, incorrecta, incorrectos"
+    ", incorrectas",
+    "g": "reject, rejected, rejecting, eliminate, eliminated, eliminating, exclude, excluded, excluding,"
+    " rule out, ruled out, ruling out, avoid",
+    "n": "not, n't, never, cannot, hardly, barely, neither, far from, nicht, kein, weder, pas, не",
+    "N": "no, none, nothing", "_": "no doubt, without doubt", "O": "not only, not just, not merely",
+    "x": "than, over, instead of, unlike, as opposed to, no way, doubt, 不是, 不选, 不選",
+    "E": "except, except for, apart from, aside from, other than, außer, sauf, excepto",
+    "Q": "all, any, anything, anyone, each, every, everything, everyone",
+    "S": "know, known, sure, certain, tell, told, determine, determined, answered",
+    # verbs; "can't" and "won't" are divided before n't
+    "v": "is, was, ist, est, seems, remains, lautet, é, é a", "V": "are, were, do, sind, son, sont",
+    "c": "can, could, might, may, does, did, ca, wo", "m": "must, should, would", "e": "be",
+    "i": "it is, it's, es ist, c'est, =, 是", "K": "es, è",
+    # all others
+    "t": "the, la, die", "j": "that", "u": "to",
+    "f": "options, choices, answers, one, of, these, them, other, rather, most, really, equal to, maybe,"
+    " possibly, perhaps",
+    "l": "and, or, und, oder, et, ou, ni, y, o, и, или", "L": "nor, noch",
+    "T": "also, auch, aussi", "U": "too, as well", "I": "if, unless, whether", "B": "because, since, as",
+    ",": "、, /, &", ".": "。", "-": "–, —",
+}  # fmt: skip
+"""The words of each kind, in lower case."""
+_KIND = {unicodedata.normalize("NFKC", word): kind for kind in _KINDS for word in _KINDS[kind].split(", ")}
+_KIND |= {mark: mark for mark in ".,;:!?-\n"}
 _WORD = r"[^\W\u0e00-\u0e7f\u3040-\u9fff]"  # Thai, Japanese and Chinese have no spaces between words
-_LETTER = re.compile(rf"(?<!{_WORD})(?<!\w')(?<![+#&.-])[A-Za-z](?!{_WORD}|'\w|[+#&-]|\.\w|\s*=)")
-_OPENING, _CLOSING = " \n\"'([{:*>–-", "\"')]}*"
-_CHOOSE = r"say|choose|chose|pick|select|go with|prefer|favou?r"
-_EXCLUDE = r"reject(?:ed|ing)?|eliminat(?:ed?|ing)|exclud(?:ed?|ing)|rul(?:ed?|ing) out"
-_DENY = (
-    rf"(?:\w+n't|not|cannot|never|hardly|barely|wrong|incorrect(?:[ao]s?|es)?|false|impossible|{_EXCLUDE}"
-    r"|unlikely|doubtful|nicht|falsch|pas|faux|fausses?|fals[ao]s?)\b"
+_PHRASE = "|".join(
+    re.escape(word) + rf"(?!{_WORD})" * bool(re.match(_WORD, word[-1]))
+    for word in sorted(_KIND, key=len, reverse=True)
+    if len(word) > 1 and not re.fullmatch(rf"(?:{_WORD}|')+", word)
 )
-_FILLERS = (
-    r"(?: (?:be|the|la|die|it is|it's|options?|opción|choices?|answer|answer is|letter|definitely|probably"
-    r"|clearly|therefore|rather|likely|most|really|equal to))*"
-)
-"""Words between a cue and the choice."""
-_EXCEPT = (
-    r"(?:(?:except|apart from|aside from|other than|außer|sauf|excepto)(?: for)?|(?:all|any\w*|each|every\w*"
-    r"|none|nothing|no)(?: (?:one|of|the|these|them|other|options?|choices?|answers?|statements?))* but)"
-)
-"""Words that except a choice from the others."""
-_LIST_WORD = r"\b(?:and|or|nor|und|oder|noch|et|ou|ni|y|o|и|или)\b"
-_STATED = re.compile(
-    r"(?i)(?:答案|答え|正解|ค\u0e4d\u0e32ตอบ)[^\d\n]{0,8}$"  # NFKC divides the vowel of คำตอบ
-    r"|(?:[选選][择擇項项]?|ข้อ|उत्तर(?: है)?)$"
-    r"|(?:\b(?:answer|choice|option|letter|correct|right|best|antwort|richtige?|respuesta|correcta|réponse"
-    r"|risposta|resposta|ответ|jibu)\b[^.!?\n]{0,40}?\b(?:is|be|was|ist|lautet|es|est|è|é|é a|ni)"
-    r"|\b(?:answer|correct|right|selected|antwort|lösung|respuesta|réponse|risposta|resposta|ответ|jibu)"
-    rf"){_FILLERS}$"
-)
-_RIGHT_AFTER = re.compile(
-    r"(?i) (?:is|was|seems|must be|would be|ist|est|es) (?:the |clearly |definitely |most |la |die )*"
-    r"(?:correct|right|best|better than|preferable to|true|likely|answer|richtig|respuesta|réponse)| ?[✓✔✅]"
-)
-_VERB_AFTER = re.compile(r"(?i) (?:is|was|does|did|would|remains|ist|est|es)(?=\s*(?:[.,;:!)]|$))")
-"""A verb without more, which says of a choice what was denied of the one before: "A is not right; B is"."""
-_ALSO_AFTER = re.compile(
-    r"(?i) (?:is|was|does|(?:would|could|might) be|ist|est|es),? (?:also|auch|aussi|(?:too|as well)(?! \w))\b"
-)
-_MARKED = re.compile(
-    r"(?i)(?:\b(?:option|opción|opção|choice|letter|so|therefore|thus|hence|but|sondern|sino|mais|ma|mas|а"
-    r"|но|it is|it's|es|es ist|c'est|è|(?:must|should|would) be|definitely|probably|clearly"
-    rf"|{_CHOOSE}){_FILLERS},?|=|是|选|選)$"
-)
-_DENIED_BEFORE = re.compile(
-    r"(?i)(?:(?:\b(?:not|never|cannot|hardly)|n't)(?: to)?"
-    rf"(?: (?:think|believe|recommend|{_CHOOSE}|(?:true|the case|certain|likely) that))?"
-    r"(?: that)?(?: (?:it|this|the (?:\w+ )?(?:answer|choice|option))(?:'s| is| was| would be))?"
-    r"|\bneither(?: is| was| does| can)?|\bprefer\w*\b[^.!?;\n]{1,60} to"
-    rf"|\b(?:nor|than|over|instead of|unlike|nicht|kein|weder|noch|no es|no|pas|не|{_EXCEPT}|{_EXCLUDE}"
-    r"|as opposed to|far from|no way|avoid|(?<!no )(?<!without )doubt|(?:false|untrue|wrong|incorrect) that"
-    r"|(?:wrong|incorrect|worst) (?:answer|option|choice)s?(?: is| are| was| would be)?)|不是|不选|不選"
-    rf"|(?:^|[.!?;\n] *)(?:wrong|incorrect|false))(?: that)?{_FILLERS}$"
-)
-_DENIED_AFTER = re.compile(
-    r"(?i)[.:]? (?:(?:is|are|was|were|can|could|would|does|seems|must|ist|est|es)(?: be)?(?: \w+)? )?"
-    rf"(?:{_DENY}|(?:partly|partially|less|worse|far from|unclear)\b)(?!:)| ?[✗✘❌]|[^.,;:!?\n]{{0,60}}\?"
-)
-"""Words after a choice that deny it. A question does not choose either."""
-_EXCEPTED = re.compile(
-    rf"(?i)[^.,;:!?\n\0]*(?:, )?\b{_EXCEPT}{_FILLERS}\0"
-    rf"(?!,?\s*(?:{_LIST_WORD}|(?-i:[A-H])\b)),?[^.,;:!?\n]*(?:[.,;:!\n]|$)"
-)
-"""A clause about all choices but one ("\\0"). An odd number of denials in it says that this one is right."""
-_DENIAL = re.compile(rf"(?i)\b(?:{_DENY}|(?:no|none|nothing)\b)")
-_PLURAL_AFTER = re.compile(r"(?i) (?:are|were|aren't|weren't|do|don't|sind|son|sont)\b")
-_NOT_ONLY = re.compile(rf"(?i)\bnot (?:only|just|merely){_FILLERS}$")
-_NO_WORD_AFTER = re.compile(
-    r"[ .]*(?:$|[,;:!?\n/—–-]|\. |\b(?:because|since|as|is|was|are|were|isn't|does|doesn't|cannot|can't"
-    r"|can be|for|due|which|would|seems|and|or|but|nor|rather than|instead of"
-    r"|(?:over|to)(?=\W+(?:option )?[A-J]\b))\b)"
-)
-_LISTED = re.compile(
-    rf"[\"')]*\s*(?:[,/&]|,?\s*(?P<word>{_LIST_WORD}|\bto\b))\s*"
-    r"(?:the |option |choice |maybe |possibly |perhaps )*[\"'(]*"
-)
-"""The text between two neighbours of a list. If its first or last one is denied, all of them are."""
-_BOTH = re.compile(rf"[^.!?;\n]*{_LIST_WORD}[^.!?;\n]*")
-_CONDITION = re.compile(r"(?i)\b(?:if|unless|whether)\b[^.!?\n]*$")
+_TOKEN = re.compile(rf"{_PHRASE}|{_WORD}+?(?=n't)|n't|\d+(?:[.,]\d+)*|{_WORD}+(?:'{_WORD}+)*|\S|\n")
+
+_MARKUP = re.compile(r"\\(?:text|math)\w*(?=\{)|\\[()\[\]]|\*\*|__|[`$]|</?(?:b|strong|i|em|u)>")
+_CHARACTERS = str.maketrans("’‘“”„İ", "''\"\"\"I")  # fmt: skip  # lower() makes two of İ
 _ARTICLE = re.compile(r"^(?:an?|the) (?=\w)")
-_CORRECTED = re.compile(r"(?i)\b(?:actually|wait|correction)\b[^.!?\n]*$")
-_CLAUSE_BEFORE = re.compile(
-    rf"(?i)\w\w[.!?;] [\"']?$|(?:\b(?:not|than|instead of|unlike|nicht|pas)|n't){_FILLERS}"
-    r"(?:\W+(?:and|or|nor|oder|ou|\w))*\W+\w+\W*[.,;:—–]\W*$"
+_BEFORE_TEXT = re.compile(rf"(?<!{_WORD})(?<![.-])")
+_AFTER_TEXT = re.compile(rf"(?!{_WORD}|[.,]\d|\s*[-+*/=^×÷]\s*[\w(])")
+_LETTER = re.compile(rf"(?<!{_WORD})(?<!\w')(?<![+#&.-])[A-Za-z](?!{_WORD}|'\w|[+#&-]|\.\w|\s*=)")
+_NO_WORD = re.compile(
+    r"[\"')\]}*]|[ .]*(?:$|[,;:!?\n/—–-]|\. |\b(?:because|since|as|is|was|are|were|isn't|does|doesn't|cannot"
+    r"|can't|(?:can|could|may|might|must|should) be|for|due|which|would|seems|and|or|but|nor|rather than"
+    r"|instead of|ist|sind|est|sont|es|son|(?:over|to)(?=\W+(?:option )?[A-J]\b))\b)"
 )
-_NOTHING_AFTER = re.compile(r"[.!]?\s*(?:\n|$)|,? (?:because|since|as)\b")
-"""The surroundings of a choice that is a clause by itself: "Good question. B", "not A; B"."""
-_UNSURE = re.compile(
-    r"(?i)\b(?:do not|don't) know\b|\bnot (?:sure|certain)\b"
-    r"|\bcannot (?:be (?:sure|certain|determined|known|said|told|answered)|say|tell|determine)"
+"""The text behind "A", "I" or a small letter that is not a word."""
+
+# Kinds before a choice:
+_FILLERS = "(?:[tdfeiKy]|[ao]v?)*"
+_ALL_BUT = "(?:E|[QN][tfoa]*s)"
+_DENIED_BEFORE = re.compile(
+    rf"""(?x)(?:
+    nu?[khvc]?j?(?:t?\w?[ao][vm])?  # "not", "n't think that the right answer is"
+    |[LNxg]|{_ALL_BUT}|h[^.!?;\n]{{1,12}}u  # "nor", "than", "we exclude", "all but", "I prefer B to"
+    |wj|w[aof][vVm]?|(?:^|[.!?;\n])w  # "false that", "the wrong answer is", "Wrong:"
+    )j?{_FILLERS}$"""
 )
+_STATED = re.compile(
+    rf"(?:[aor][^.!?;\n]{{,12}}?[veimK]|(?:a|(?<!Xv)(?<!Xvt)r)[:\n-]*){_FILLERS}$|A[^X.\n]{{,8}}$"
+)  # "the answer to this is", "Correct:", but not "A is correct"
+_MARKED = re.compile(rf"(?:[osdihKW]|me){_FILLERS},?$")  # "so it is", "it must be", "I choose the option"
+_NOT_ONLY = re.compile(rf"O{_FILLERS}$")
+_CORRECTED = re.compile(r"W[^.!?\n]*$")
+_CONDITION = re.compile(r"I[^.!?\n]*$")
+_AT_LINE_START = re.compile(r"(?:^|\n)[^\w\n]*$")
+_AFTER_CLAUSE = re.compile(
+    rf"[^\WX][.!?;]$|[nNLx]{_FILLERS}(?:X[,lL]*)*[X_][.!,;:-]+\n*$"
+)  # "Sure!", "not A;"
+_WINDOW = 50
+"""The number of kinds before a choice that are read."""
+# Kinds behind a choice:
+_RIGHT = re.compile(r"[vmK]e?[tdfy]*(?:[ra]|y(?![nw]))|✓")
+_DENIED_AFTER = re.compile(
+    r"[.:]?[vVcmK]e?[tdfy]*_?[nwpgN](?!:)|[.:]?[nwpg](?!:|[vV]?[tofd]*X)|✗"
+)  # "is most likely wrong", ": incorrect", but not ". Not B"
+_ASKED = re.compile(r"[^.,;:!?\n]{,12}\?")
+_ALSO = re.compile(r"[vcmK]e?,?(?:T|U(?!\w))")
+_NOTHING = re.compile(r"[.!]?(?:\n|$)|,?f?[Bnx]")
+_VERB = re.compile(r"[vcmK](?:[.,;:!\n]|$)")
+"""A verb without more says of a choice what was denied of the one before: "A is not right; B is"."""
+# Kinds between and around several choices:
+_LIST = re.compile("X(?:,[tof]*X)*(?:,?[lLu][tof]*X)*")
+_BOTH = re.compile(r"[^.!?;\n]*[lL][^.!?;\n]*")
+_EXCEPTION = re.compile(
+    rf"[^.,;:!?\n]{{,50}}(?:,E|{_ALL_BUT}){_FILLERS}({_LIST.pattern})(?!,?[lL]),?[^.,;:!?\n]{{,50}}(?:[.,;:!\n]|$)"
+)
+"""A clause about all choices but some. An odd number of denials in it says that those are right."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Mention:
-    """A choice named in a text. ``strength`` 3: stated, 2: at the beginning of a line, 1: marked or long."""
+    """A choice named in a text. ``place`` is its index in the kinds.
+
+    ``strength`` 3: stated, 2: at the beginning of a line, 1: marked or long. ``joined``: "A or B".
+    """
 
     choice: int
     start: int
     end: int
+    place: int = 0
     strength: int = 0
     denied: str = ""
     joined: bool = False
-    """It is in a list with another choice: "A or B"."""
 
 
 def chosen_letter(text: str, letters: str, choices: Sequence[str]) -> str | None:
@@ -126,114 +139,129 @@ def chosen_letter(text: str, letters: str, choices: Sequence[str]) -> str | None
 
     ``letters[i]`` means ``choices[i]``.
     """
-    text = _plain(text)
-    bare = [_bare(choice) for choice in choices]
+    text, bare = _plain(text), [_bare(_plain(choice)) for choice in choices]
+    texts = {i: c for i, c in enumerate(bare) if not (len(c) == 1 and c.isalpha())}
     said = _ARTICLE.sub("", _bare(text))
-    whole = [i for i, c in enumerate(bare) if _ARTICLE.sub("", c) == said and not _is_letter(c)]
+    whole = [i for i, c in texts.items() if _ARTICLE.sub("", c) == said]
     if len(whole) == 1:
         return letters[whole[0]]
-    mentions = _denied_lists(text, [_weighed(text, mention) for mention in _mentions(text, letters, bare)])
-    for number, (one, other) in enumerate(pairwise(mentions), start=1):
-        is_verb = _VERB_AFTER.match(text, other.end) and not _CONDITION.search(text, 0, other.start)
-        if one.denied and is_verb:
-            mentions[number] = replace(other, strength=3)
-    mentions = [mention for mention in mentions if not mention.denied]
+    mentions = _mentions(text, letters, texts)
+    kinds = _place(mentions, text)
+    for mention in mentions:
+        _weigh(mention, text, kinds)
+    _read_lists(mentions, kinds)
+    _read_exceptions(mentions, kinds, len(choices))
     for one, other in pairwise(mentions):
-        if one.choice != other.choice and _LISTED.fullmatch(text, one.end, other.start):
-            mentions = [replace(m, joined=True) if m in (one, other) else m for m in mentions]
+        is_condition = _CONDITION.search(kinds, max(0, other.place - _WINDOW), other.place)
+        if one.denied and _VERB.match(kinds, other.place + 1) and not is_condition:
+            other.strength = 3
+    mentions = [mention for mention in mentions if not mention.denied]
     for strength in (3, 2, 1):
         found = [mention for mention in mentions if mention.strength == strength]
         if strength == 3:  # a later statement corrects an earlier one, unless "and" joins them
             two = found[-2:]
-            are_both = len(two) == 2 and _BOTH.fullmatch(text, two[0].end, two[1].start)
+            are_both = len(two) == 2 and _BOTH.fullmatch(kinds, two[0].place + 1, two[1].place)
             found = two if are_both else found[-1:]
-        elif strength == 1 and _UNSURE.search(text):
+        elif strength == 1 and re.search("ne?S", kinds):  # "I don't know"
             return None
         if found:
-            agreed = len({mention.choice for mention in found}) == 1 and not any(m.joined for m in found)
-            return letters[found[0].choice] if agreed else None
+            first = found[0].choice
+            agreed = all(mention.choice == first and not mention.joined for mention in found)
+            return letters[first] if agreed else None
     return None
 
 
-def _mentions(text: str, letters: str, choices: Sequence[str]) -> list[_Mention]:
+def _mentions(text: str, letters: str, texts: Mapping[int, str]) -> list[_Mention]:
     """Return the mentions of choices in order, without those inside a longer one."""
-    found = list(_letters(text, letters))
-    for number, choice in enumerate(choices):
-        if choice and choice in text.casefold() and not _is_letter(choice):
-            pattern = rf"(?<!{_WORD})(?<![.-]){re.escape(choice)}(?!{_WORD}|[.,]\d|\s*[-+*/=^×÷]\s*[\w(])"
-            found += [_Mention(number, *match.span()) for match in re.finditer(pattern, text, re.IGNORECASE)]
+    found = []
+    for match in _LETTER.finditer(text):
+        number = letters.find(match[0].upper())
+        # "a" and "I" are words of English, "e" and "y" of Spanish
+        may_be_word = match[0] in "AI" or match[0].islower()
+        if number >= 0 and (not may_be_word or _NO_WORD.match(text, match.end())):
+            found.append(_Mention(number, *match.span()))
+    lower, all_texts = text.lower(), list(texts.values())
+    for number, choice in texts.items():
+        is_unique = choice and choice in lower and all_texts.count(choice) == 1
+        for match in re.finditer(re.escape(choice), lower) if is_unique else ():
+            if _BEFORE_TEXT.match(text, match.start()) and _AFTER_TEXT.match(text, match.end()):
+                found.append(_Mention(number, *match.span()))
     found.sort(key=lambda mention: (mention.start, -mention.end))
     outer = found[:1]
     for mention in found[1:]:
-        if mention.end > outer[-1].end or (mention.start, mention.end) == (outer[-1].start, outer[-1].end):
+        if mention.start >= outer[-1].end:
             outer.append(mention)
     return outer
 
 
-def _denied_lists(text: str, mentions: list[_Mention]) -> list[_Mention]:
-    """Return the mentions, all of a list denied if it is as a whole: "not A or C", "A and C are wrong"."""
-    runs: list[list[_Mention]] = []
-    is_closed = True
-    for mention in mentions:
-        gap = None if not runs else _LISTED.fullmatch(text, runs[-1][-1].end, mention.start)
-        if gap and (gap["word"] or not is_closed):
-            runs[-1].append(mention)
-        else:
-            runs.append([mention])
-        is_closed = bool(gap and gap["word"])
-    out: list[_Mention] = []
-    for run in runs:
-        is_list = len(run) > 2 or (len(run) == 2 and re.search(_LIST_WORD, text[run[0].end : run[1].start]))
-        as_a_whole = run[0].denied == "before" or (run[-1].denied and _PLURAL_AFTER.match(text, run[-1].end))
-        out += [replace(m, denied="list") if is_list and as_a_whole and m.strength < 3 else m for m in run]
-    return out
+def _place(mentions: Sequence[_Mention], text: str) -> str:
+    """Return the kinds of the words of a text, and set the places of the mentions in them."""
+    kinds, position = "", 0
+    for mention in [*mentions, _Mention(-1, len(text), len(text))]:
+        words = _TOKEN.findall(text[position : mention.start].lower())
+        kinds += "".join([_KIND.get(word, "_" * word[0].isalnum()) for word in words]) + "X"
+        mention.place, position = len(kinds) - 1, mention.end
+    return kinds[:-1]
 
 
-def _letters(text: str, letters: str) -> Iterator[_Mention]:
-    for match in _LETTER.finditer(text):
-        number = letters.find(match[0].upper())
-        following = text[match.end() : match.end() + SURROUNDINGS]
-        closed = following.lstrip(_CLOSING)
-        # "a" and "I" are words of English, "e" and "y" of Spanish
-        word = match[0] in "AI" or match[0].islower()
-        if number >= 0 and (not word or closed != following or _NO_WORD_AFTER.match(closed)):
-            yield _Mention(number, *match.span())
-
-
-def _weighed(text: str, mention: _Mention) -> _Mention:
-    opened = text[max(0, mention.start - SURROUNDINGS) : mention.start]
-    closed = text[mention.end : mention.end + SURROUNDINGS]
-    before, after = opened.rstrip(_OPENING), closed.lstrip(_CLOSING)
-    denied_before = _DENIED_BEFORE.search(before)
-    excepted = denied_before and _EXCEPTED.search(f"{before}\0{after}")
-    is_exception = excepted and len(_DENIAL.findall(excepted[0])) % 2  # the others are said to be wrong
-    denied_after = _DENIED_AFTER.match(after) and not _RIGHT_AFTER.match(after)
-    denied = "" if is_exception else "before" if denied_before else "after" if denied_after else ""
-    wrapped = opened.endswith(("(", "[", "{", '"', "'")) and closed != after
-    is_also = _ALSO_AFTER.match(after)
-    is_one_of_two = _NOT_ONLY.search(before)
-    alone = _CLAUSE_BEFORE.search(opened) and _NOTHING_AFTER.match(after)
-    if is_exception or is_also or _STATED.search(before) or _RIGHT_AFTER.match(after):
-        strength = 3
-    elif not re.search(r"\w", opened.rpartition("\n")[2]):
-        strength = 2
-    elif _MARKED.search(before) and _CORRECTED.search(opened):
-        strength = 3
-    elif wrapped or _MARKED.search(before) or alone or is_one_of_two:
-        strength = int(wrapped or mention.end - mention.start > 1 or not text[mention.start].islower())
+def _weigh(mention: _Mention, text: str, kinds: str) -> None:
+    """Set what the words around a mention say of it."""
+    opened, after = kinds[max(0, mention.place - _WINDOW) : mention.place], mention.place + 1
+    before = opened.rstrip(":-\n")
+    is_right = _RIGHT.match(kinds, after)
+    if _DENIED_BEFORE.search(before):
+        mention.denied = "before"
+    elif _DENIED_AFTER.match(kinds, after) or (_ASKED.match(kinds, after) and not is_right):
+        mention.denied = "after"
+    around = text[mention.start - 1 : mention.start] + text[mention.end : mention.end + 1]
+    is_wrapped = around in ("()", "[]", "{}", '""', "''")
+    is_marked = _MARKED.search(before)
+    mention.joined = bool(_NOT_ONLY.search(before) or _ALSO.match(kinds, after))
+    if is_right or mention.joined or _STATED.search(before):
+        mention.strength = 3
+    elif _AT_LINE_START.search(opened):
+        mention.strength = 2
+    elif is_marked and _CORRECTED.search(opened):
+        mention.strength = 3
+    elif is_wrapped or is_marked or (_AFTER_CLAUSE.search(opened) and _NOTHING.match(kinds, after)):
+        is_small_letter = mention.end - mention.start == 1 and text[mention.start].islower()
+        mention.strength = int(is_wrapped or not is_small_letter)
     else:
-        strength = int(mention.end - mention.start >= 4)
-    return replace(mention, strength=strength, denied=denied, joined=bool(is_also or is_one_of_two))
+        mention.strength = int(mention.end - mention.start >= 4)
 
 
-def _is_letter(choice: str) -> bool:
-    return len(choice) == 1 and choice.isalpha()
+def _read_lists(mentions: Sequence[_Mention], kinds: str) -> None:
+    """Join the mentions of a list, or deny all of them: "A or C", "not A or C", "A and C are wrong"."""
+    following = iter(mentions)
+    for found in _LIST.finditer(kinds):
+        listed = list(islice(following, found[0].count("X")))
+        is_list = len(listed) > 2 or re.search("[lL]", found[0])
+        is_denied_after = listed[-1].denied and kinds.startswith("V", found.end())
+        if is_list and (is_denied_after or listed[0].denied == "before"):
+            for mention in listed:
+                mention.denied = mention.denied or "list" * (mention.strength < 3)
+        for one, other in pairwise(listed):
+            if one.choice != other.choice and not (one.denied or other.denied):
+                one.joined = other.joined = True
+
+
+def _read_exceptions(mentions: Sequence[_Mention], kinds: str, n_choices: int) -> None:
+    """State the choice excepted from wrong ones, or the only one that is not excepted from right ones."""
+    at = {mention.place: mention for mention in mentions}
+    for found in _EXCEPTION.finditer(kinds):
+        excepted = [at[place] for place in range(*found.span(1)) if place in at]
+        named = {mention.choice for mention in excepted}
+        if len(re.findall("[nLNwg]", found[0])) % 2 == 0:
+            named = set(range(n_choices)) - named
+        if len(named) == 1:
+            excepted[0].choice, excepted[0].denied, excepted[0].strength = named.pop(), "", 3
 
 
 def _plain(text: str) -> str:
-    text = unicodedata.normalize("NFKC", text).translate(str.maketrans("’‘“”„", '\'\'"""'))
+    text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
     return _MARKUP.sub("", text.replace("\\boxed", "\nanswer: ")).strip()
 
 
 def _bare(text: str) -> str:
-    return re.sub(r"\s+", " ", _plain(text)).strip(" \"'.,;:!?*").casefold()
+    text = re.sub(r"\s+", " ", text).lower()
+    return text.strip(" \"'.,;:!?*") or text
