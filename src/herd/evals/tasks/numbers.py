@@ -54,6 +54,7 @@ _MULTIPLE = re.compile(
         + [rf"(?P<s{value}>{words})(?![A-Za-z\d])" for value, words in _SHORT_MULTIPLES.items()]
     )
 )
+_CALCULATION = re.compile(r"^(?:(?:[\d\s.,%()+*/×·÷x-]|(?<=\d)(?:[kKMB]|bn)\b)*=)+")
 _FRACTION = re.compile(r"(?: (\d+))? ?/ ?(\d{1,9})(?![\d/])")
 _NO_RESULT_BEFORE = re.compile(
     r"\d[\d.,]*(?:\s*\w+)?\s*(?:[-~/]|\b(?:to|or|bis|oder|ou|или)\b)\s*$|between \S+ and $"
@@ -78,7 +79,7 @@ def final_number(text: str, language: str = "en") -> Fraction | None:
     thousands = "." if language in DECIMAL_COMMA else ","
     for found in _STATEMENT.finditer(text):
         clause = re.split(r"[.!?;。]\s|\n", _close_sign(text[found.end() :]).lstrip(), maxsplit=1)[0]
-        clause = re.sub(r"^[\d\s.,%()+*/×·÷x-]*=(?:[\d\s.,%()+*/×·÷x-]*=)*", "", _join_thousands(clause))
+        clause = _CALCULATION.sub("", _join_thousands(clause))
         if number := _NUMBER.search(clause):
             certain = not _NO_RESULT_AFTER.match(clause, number.end()) or _FRACTION.match(
                 clause, number.end()
