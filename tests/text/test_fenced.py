@@ -148,6 +148,13 @@ def test_the_end_of_a_block_quote_ends_its_code():
     assert fenced_blocks(text) == [FencedBlock("", "a\n> b\n", False), FencedBlock("", ">>> d\n", True)]
 
 
+def test_a_quoted_block_may_end_at_a_fence_without_the_mark_of_the_quote():
+    text = '> ```json\n> {"a": 1}\n```\nDone.\n> ````\n> x\n```\n'
+    assert fenced_blocks(text) == [
+        FencedBlock("json", '{"a": 1}\n', True), FencedBlock("", "x\n", False), FencedBlock("", "", False),
+    ]  # fmt: skip
+
+
 def test_a_longer_fence_encloses_a_shorter_one():
     assert fenced_blocks("````md\n```\nx\n```\n````\n") == [FencedBlock("md", "```\nx\n```\n", True)]
 

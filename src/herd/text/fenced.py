@@ -1,8 +1,8 @@
 """Fenced code blocks in text, and the Python program in a model's answer.
 
-Fences follow CommonMark (spec 0.31, section 4.5), also within block quotes, with three liberties that models
+Fences follow CommonMark (spec 0.31, section 4.5), also within block quotes, with four liberties that models
 need: an opening fence may be indented by any amount and may follow other words on its line
-("Here: ```python"), and a closing fence may end the last line of code.
+("Here: ```python"), a closing fence may end the last line of code, and it may lack the mark of the quote.
 """
 
 from __future__ import annotations
@@ -120,6 +120,9 @@ def _content(lines: deque[str], fence: str, indent: int, depth: int) -> tuple[st
         if fence[0] == "`" and line.count("```") == 1 and bare.endswith("```") and bare != "```":
             return "".join([*code, line.rstrip()[:-3] + "\n"]), True
         code.append(line)
+    if depth and lines and lines[0].strip() == fence:  # without the mark of the quote, as models write it
+        lines.popleft()
+        return "".join(code), True
     return "".join(code), False
 
 
