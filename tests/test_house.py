@@ -54,7 +54,11 @@ def docstrings() -> Iterator[tuple[str, str]]:
     """Yield the place and the text of every docstring, those of constants too."""
     for path in MODULES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            if (
+                isinstance(node, ast.Expr)
+                and isinstance(node.value, ast.Constant)
+                and isinstance(node.value.value, str)
+            ):
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", inspect.cleandoc(node.value.value)
 
 

@@ -75,7 +75,9 @@ def test_pulling_again_asks_the_hub_whether_something_changed(hub, folder):
 def test_a_configuration_is_read_without_the_weights(hub, folder):
     hub.add("org/small", folder)
     assert config_without_weights("hf:org/small") == checkpoint.load_config(folder)
-    assert [name for name, _ in hub.downloads] == ["config.json"]
+    hub.add("HuggingFaceTB/SmolLM2-135M-Instruct", folder)
+    assert config_without_weights("smollm2") == checkpoint.load_config(folder)  # of the original of its file
+    assert [name for name, _ in hub.downloads] == ["config.json"] * 2
     for source, reason in (
         ("hf:org/small/x.gguf", "first run: herd pull"),
         ("hf:org/none", "not on the hub"),

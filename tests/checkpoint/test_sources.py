@@ -60,7 +60,13 @@ def test_every_name_of_the_catalogue_is_found_also_by_alias_and_in_any_case():
 def test_a_name_is_a_file_of_four_bits_and_the_original_is_named_bf16():
     known = catalogue.catalogue()
     originals = {name.removesuffix("-bf16"): known[name] for name in known if name.endswith("-bf16")}
-    assert {"smollm2-135m", "llama3.2-1b", "llama3.1-8b", "llama3.1-70b", "deepseek-r1-8b"} <= originals.keys()
+    assert {
+        "smollm2-135m",
+        "llama3.2-1b",
+        "llama3.1-8b",
+        "llama3.1-70b",
+        "deepseek-r1-8b",
+    } <= originals.keys()
     for name, original in originals.items():
         small = known[name]
         assert small.source.lower().endswith(("q4_k_m.gguf", "q4_1.gguf"))

@@ -138,7 +138,9 @@ def test_foreseen_errors_and_their_codes(monkeypatch, capsys):
         assert capsys.readouterr().err == said
 
 
-@pytest.mark.parametrize("bug", [ZeroDivisionError("a bug"), ModuleNotFoundError("a bug", name="herd.no_such")])
+@pytest.mark.parametrize(
+    "bug", [ZeroDivisionError("a bug"), ModuleNotFoundError("a bug", name="herd.no_such")]
+)
 def test_a_bug_shows_its_traceback(monkeypatch, bug):
     give(monkeypatch, bug)
     with pytest.raises(type(bug)):

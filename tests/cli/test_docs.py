@@ -45,7 +45,9 @@ def test_examples_that_change_weights_take_originals() -> None:
         for verb, words in shown_commands(page.read_text(encoding="utf-8")):
             named = [entry[1] for word in words if (entry := find_name(word))]
             if verb in ("quantize", "shrink", "tune"):
-                assert not any(entry.source.endswith(".gguf") for entry in named), f"{page.name}: herd {verb} {words}"
+                assert not any(entry.source.endswith(".gguf") for entry in named), (
+                    f"{page.name}: herd {verb} {words}"
+                )
 
 
 def test_nobody_is_told_to_install_what_is_not_published() -> None:

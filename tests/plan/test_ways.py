@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from herd import checkpoint
 from herd.checkpoint.gguf import GGUF
-from herd.cli import run
+from herd.cli import plan_local, run
 from herd.engine import memory
 from herd.errors import PlanError
 from herd.kernels.page_layout import BYTES
@@ -404,6 +404,27 @@ def test_any_model_is_planned_from_its_configuration(here, tmp_path, capsys):
         words = ["--size", small, "--machine", "RTX4090", "--tokens", "1M", "--json"]
         assert run(["plan", verb, *words]) == 0
         assert json.loads(capsys.readouterr().out)["n_params"] == config.n_params
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "command"),
+    [
+        ("8B", "Q4_K_M", "herd chat llama3.1-8b"),
+        ("1B", "Q8_0", "herd quantize llama3.2-1b-bf16 --to Q8_0 --out llama3.2-1b-bf16-Q8_0 && herd chat "),
+        ("405B", "bf16", "herd chat llama3.1-405b --dtype bf16"),
+        ("smollm2", "Q4_0", "herd quantize smollm2-135m-bf16 --to Q4_0"),
+        ("my/model.gguf", "Q8_0", "herd chat my/model.gguf"),
+        (
+            "runs/demo/instruct",
+            "Q4_0",
+            "herd quantize runs/demo/instruct --to Q4_0 --out instruct-Q4_0 && herd ",
+        ),
+    ],
+)
+def test_the_command_runs_the_planned_formats(name, weights, command):
+    chosen = next(each for each in ways.GGUF_FORMATS if each.name == weights)
+    way = ways.plan_way(ways.MeasuredTarget(made_up(), LARGE), SIZES["1B"], chosen, "bf16", 1024)
+    assert plan_local._shell_command(name, way).startswith(command)
 
 
 def test_the_time_of_measuring_is_the_same_everywhere(here, capsys):

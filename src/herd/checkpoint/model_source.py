@@ -160,11 +160,17 @@ def load_config(source: str | Path) -> ModelConfig:
 
 
 def config_without_weights(source: str) -> ModelConfig:
-    """Return a configuration as `load_config` does, but download only ``config.json`` of a repository."""
-    named = find_name(source)
-    origin = named[1].source if named else source
-    if origin.startswith("hf:") and path_on_disk(source) is None:
-        return read_config(pull_config(origin))
+    """Return a configuration as `load_config` does, but download only ``config.json`` of a repository.
+
+    Of a file of the catalogue it is the configuration of the original, NAME-bf16.
+    """
+    if path_on_disk(source) is None:
+        named = find_name(source)
+        if named and (original := find_name(f"{named[0]}-bf16")):
+            named = original
+        origin = named[1].source if named else source
+        if origin.startswith("hf:"):
+            return read_config(pull_config(origin))
     return load_config(source)
 
 

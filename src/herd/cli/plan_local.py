@@ -183,9 +183,12 @@ def _shell_command(name: str, way: Way) -> str:
 
     if name in SIZES:
         name = f"llama{'3.2' if name in ('1B', '3B') else '3.1'}-{name.lower()}"
-    entry = find_name(name)
-    if name.endswith(".gguf") or (entry and entry[1].source.endswith(".gguf")):
-        return f"herd chat {name}"  # its formats are chosen already
+    known = find_name(name)
+    source = known[1].source if known else name
+    if way.weights.name in source.upper() or (known is None and source.endswith(".gguf")):
+        return f"herd chat {name}"  # a file of these formats, or of others that are chosen already
+    if known and find_name(f"{known[0]}-bf16"):
+        name = f"{known[0]}-bf16"
     if way.weights.name == "bf16":
         return f"herd chat {name} --dtype bf16"
     out = f"{name.rpartition('/')[2]}-{way.weights.name}"

@@ -50,7 +50,7 @@ def model(text: str) -> PlannedModel:
     from ..checkpoint.model_source import config_without_weights
     from ..llama.config import SIZES
 
-    size = re.sub(r"^llama3\.[12]-", "", text.strip().lower()).upper()
+    size = re.sub(r"^llama3\.[12]-|-bf16$", "", text.strip().lower()).upper()
     return (
         PlannedModel(size, SIZES[size]) if size in SIZES else PlannedModel(text, config_without_weights(text))
     )
