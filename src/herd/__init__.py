@@ -4,7 +4,8 @@ Everything here is imported at its first use, so that `import herd` is fast and 
 
     model, tokenizer = herd.load("runs/demo/student")
     logits_BTV = model.logits(tokens_BT)
-    herd.generate(model, tokenizer, "def area(", max_tokens=32, temperature=0)
+    herd.generate(model, tokenizer, "def area(", max_tokens=32, temperature=0)  # the same every time
+    herd.generate(model, tokenizer, [{"role": "user", "content": "What is the capital of France?"}])
     herd.stream(...)  # the same as generate, piece by piece
     lower_case = herd.Constraint.regex("[a-z]+")
     herd.generate_many(model, tokenizer, prompts, n=4, temperature=1.0, constraint=lower_case)
@@ -53,16 +54,18 @@ _HOMES = {
 
 
 def load(
-    folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+    folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> tuple[LlamaLM, Tokenizer | None]:
-    """Load the model and the tokenizer of a checkpoint folder. ``dtype`` defaults to the stored dtype.
+    """Load a model and its tokenizer. ``folder`` is anything that `herd chat` takes.
 
-    Without a tokenizer in the folder, it is None, with a warning. Raises `CheckpointError` if it is not a
-    checkpoint.
+    ``dtype`` defaults to the stored dtype, ``device`` to a GPU if there is one. The model has its recommended
+    settings of answers in ``sampling_defaults``. Without a tokenizer in the folder, it is None, with a
+    warning. Raises `CheckpointError` if it is not a checkpoint.
     """
-    checkpoint = importlib.import_module(".checkpoint", __name__)
-    source = checkpoint.ModelSource(folder)
-    return source.load(dtype, device), source.tokenizer
+    source = importlib.import_module(".checkpoint", __name__).ModelSource(folder)
+    model = source.load(dtype, device or importlib.import_module(".dtypes", __name__).default_device())
+    model.sampling_defaults = source.sampling_defaults
+    return model, source.tokenizer
 
 
 def load_tokenizer(source: Path | str) -> Tokenizer | None:

@@ -79,6 +79,13 @@ def fast_dtype() -> str:
     return "bf16" if any(is_fast() for is_fast in fast) else "fp32"
 
 
+def default_device() -> str:
+    """Return the device to run a model on: a GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def nbytes_per_value(name: str) -> int:
     """Return the bytes of one value in the number format ``name``."""
     return DTYPES[parse_dtype(name)].nbytes

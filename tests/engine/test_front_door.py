@@ -1,5 +1,6 @@
 """`import herd` is cheap, and its few names are the ones promised."""
 
+import math
 import subprocess
 import sys
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory):
     from herd.checkpoint import save_model
     from herd.llama.model import LlamaLM
 
-    config = herd.ModelConfig(600, 32, 2, 4, 2, 48, max_context=128)
+    config = herd.ModelConfig(600, 32, 2, 4, 2, 48, max_context=300)
     tokenizer = herd.Tokenizer.train(["a quick brown fox " + chr(i) * 3 for i in range(0x4E00, 0x4F00)], 600)
     path = tmp_path_factory.mktemp("front") / "model"
     save_model(path, LlamaLM(config).init_weights(0, std=0.2), tokenizer)
@@ -54,7 +55,7 @@ def test_a_loaded_checkpoint_generates(folder):
 
     model, tokenizer = herd.load(folder)
     text = herd.generate(model, tokenizer, "a quick", max_tokens=12, temperature=0)
-    assert text == herd.generate(*herd.load(folder), "a quick", max_tokens=12)
+    assert text == herd.generate(*herd.load(folder), "a quick", max_tokens=12, temperature=0)
     ids = tokenizer.encode("a quick", bos=True)
     assert model.logits(torch.tensor([ids])).shape == (1, len(ids), 600)
     messages = [{"role": "user", "content": "fox?"}]
@@ -62,6 +63,27 @@ def test_a_loaded_checkpoint_generates(folder):
     assert answer == herd.generate(model, tokenizer, messages, max_tokens=12, temperature=0.7, seed=1)
     ids, mask = (lambda r: (r.ids, r.mask))(herd.render(messages, tools=None, tokenizer=tokenizer))
     assert len(ids) == len(mask)
+
+
+def test_answers_follow_the_settings_of_the_model_as_herd_chat_does(folder, tmp_path):
+    """Its own temperature unless another one is given, and no end but the model's and the context's."""
+    import json
+    import shutil
+
+    own = shutil.copytree(folder, tmp_path / "own")
+    settings = {"do_sample": True, "temperature": 5.0, "top_p": 1.0}
+    (own / "generation_config.json").write_text(json.dumps(settings))
+    model, tokenizer = herd.load(own)
+    assert model.sampling_defaults["temperature"] == 5.0
+    drawn = {herd.generate(model, tokenizer, "a quick", max_tokens=12, seed=seed) for seed in range(4)}
+    assert len(drawn) == 4
+    greedy = herd.generate(model, tokenizer, "a quick", max_tokens=12, temperature=0)
+    assert greedy == herd.generate(*herd.load(folder), "a quick", max_tokens=12, temperature=0)
+    endless = {"logit_bias": dict.fromkeys(tokenizer.stop_ids, -math.inf)}
+    prompts = ["a", [{"role": "user", "content": "fox?"}]]
+    continued, answered = herd.generate_many(model, tokenizer, prompts, **endless)
+    assert (continued.finish_reason, len(continued.ids)) == ("length", 256)
+    assert (answered.finish_reason, len(answered.ids) > 256) == ("context", True)
 
 
 def test_a_checkpoint_without_a_tokenizer_loads_without_one(folder, tmp_path):

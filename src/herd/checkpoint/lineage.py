@@ -50,6 +50,11 @@ class Lineage(BaseModel):
     weights_hash: str | None = None
     created_by: str = Field(default_factory=lambda: f"herd {_herd_version()}")
 
+    @property
+    def is_raised(self) -> bool:
+        """Whether Herd trained the model on its own dialogs."""
+        return self.stage in ("instruct", "student", "control", "sft")
+
     def write(self, folder: Path) -> None:
         """Write ``herd.json`` into ``folder``."""
         write_atomically(Path(folder) / FILE, self.model_dump_json(indent=2) + "\n")

@@ -113,7 +113,12 @@ class ModelSource:
 
     @cached_property
     def sampling_defaults(self) -> dict[str, float | int]:
-        """The catalogue's settings of answers, or else the model's own, by the names of `engine.Sampling`."""
+        """The catalogue's settings of answers, or else the model's own, by the names of `engine.Sampling`.
+
+        A model of `herd raise` has none: it is greedy, as in its evaluation.
+        """
+        if self.lineage is not None and self.lineage.is_raised:
+            return {}
         if self._entry is not None and self._entry.sampling:
             return {str(name): value for name, value in self._entry.sampling.items()}
         if self.file is not None and (own := gguf_generation_defaults(self._gguf.metadata, self.file)):

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import ModelSource
 from ..checkpoint.sources import model_name
-from ..dtypes import torch_dtype
+from ..dtypes import default_device, torch_dtype
 from ..errors import EngineError
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from ..text.tokenizer import Tokenizer
 
 BASE_STAGES = ("teacher", "long", "lm")
-RAISED_STAGES = ("instruct", "student", "control", "sft")
 FP32_PARAMS = 1_000_000_000
 """Up to this many parameters a CPU computes in fp32 whatever the file's format: few CPUs have fast bf16."""
 
@@ -38,8 +36,7 @@ class ChatModel:
     model: LlamaLM
     tokenizer: Tokenizer
     lineage: Lineage | None
-    own_sampling: Mapping[str, Any]
-    """The catalogue's or the files' settings of answers."""
+    sampling_defaults: dict[str, Any]
 
     @property
     def is_base(self) -> bool:
@@ -49,12 +46,7 @@ class ChatModel:
     @property
     def is_raised(self) -> bool:
         """Whether Herd trained it on its own dialogs."""
-        return self.lineage is not None and self.lineage.stage in RAISED_STAGES
-
-    @property
-    def sampling_defaults(self) -> dict[str, Any]:
-        """Default sampling: greedy for a model of `herd raise`, as in its evaluation. Otherwise its own."""
-        return {} if self.is_raised else dict(self.own_sampling)
+        return self.lineage is not None and self.lineage.is_raised
 
     def system_message(self, tool_call_format: str) -> str:
         """Return the system message of the model's training, or "" for a model that Herd did not train."""
@@ -128,9 +120,7 @@ def require_tokenizer(source: ModelSource) -> Tokenizer:
 
 def compute_kind(source: ModelSource, dtype: str | None, device: str | None) -> tuple[str | None, str]:
     """Return the default dtype (None: as stored) and device to load a model with."""
-    import torch
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     if dtype is None and device == "cpu" and source.config.n_params <= FP32_PARAMS:
         dtype = "fp32"
     return dtype, device

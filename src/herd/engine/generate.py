@@ -2,8 +2,10 @@
 
 A prompt is a text, which is continued after the beginning-of-text token, or a list of messages, which is
 answered as the assistant. ``sampling`` are fields of `Sampling` (max_tokens=, temperature=, stop=,
-logit_bias=, ...). ``constraint`` defines the form of the answer: make one with `Constraint.json_schema`,
-`.regex` or `.lark`.
+logit_bias=, ...). Those that are not given are the model's own (`LlamaLM.sampling_defaults`), as in `herd
+chat`: ``temperature=0`` gives the same text every time. A text is continued by 256 tokens, and an answer ends
+where the model ends it, unless ``max_tokens`` says otherwise. ``constraint`` defines the form of the answer:
+make one with `Constraint.json_schema`, `.regex` or `.lark`.
 """
 
 from __future__ import annotations
@@ -47,9 +49,8 @@ def generate_many(
     **sampling: Any,
 ) -> list[Completion]:
     """Return ``n`` completions of each prompt, in the order of the prompts. All are computed together."""
-    settings = Sampling(**sampling)
     engine = Engine(model, tokenizer, max_batch=max_batch)
-    requests = [Request(encode_prompt(tokenizer, p, tools), settings, constraint=constraint) for p in prompts]
+    requests = [_request(model, tokenizer, prompt, tools, constraint, sampling) for prompt in prompts]
     streams = [(p, s) for p, r in zip(prompts, requests, strict=True) for s in engine.submit_many(r, n)]
     completions = [(prompt, stream.completion()) for prompt, stream in streams]
     return [
@@ -68,8 +69,16 @@ def stream(
     **sampling: Any,
 ) -> Iterator[str]:
     """Yield the text of `generate` in pieces. Leaving the loop early stops the generation."""
-    request = Request(encode_prompt(tokenizer, prompt, tools), Sampling(**sampling), constraint=constraint)
+    request = _request(model, tokenizer, prompt, tools, constraint, sampling)
     return _pieces(Engine(model, tokenizer).submit(request), answer_parser(tokenizer, prompt))
+
+
+def _request(
+    model: LlamaLM, tokenizer: Tokenizer, prompt: Prompt, tools: list[dict[str, Any]] | None,
+    constraint: Constraint | None, sampling: dict[str, Any],
+) -> Request:  # fmt: skip
+    own = dict(model.sampling_defaults) | ({} if isinstance(prompt, str) else {"max_tokens": None})
+    return Request(encode_prompt(tokenizer, prompt, tools), Sampling(**own | sampling), constraint=constraint)
 
 
 def _pieces(deltas: ResponseStream, parser: AnswerParser) -> Iterator[str]:

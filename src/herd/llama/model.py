@@ -12,6 +12,8 @@ Source: "The Llama 3 Herd of Models", section 3.2; Meta's reference `models/llam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -134,6 +136,8 @@ class LlamaLM(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.sampling_defaults: Mapping[str, float] = {}
+        """Settings of answers that the model's makers recommend, by the names of `engine.Sampling`."""
         self.model = Llama(config)
         self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
