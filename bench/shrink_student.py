@@ -109,7 +109,8 @@ def _bits(shop: Workshop, arm: Arm, source: Path, to: str, trained: int, tokens:
         return {"quality": itself.measure(load_model(model).eval()).record()}
 
     def from_itself() -> dict[str, Any]:
-        recipe = yaml.safe_load((folder / f"recipe-{trained}-{to}-{tokens}.yaml").read_text())
+        name = record["model"].split("/")[-2].removeprefix("run-")
+        recipe = yaml.safe_load((folder / f"recipe-{name}.yaml").read_text())
         recipe["objective"] = {"kind": "distil", "teacher": str(source)}
         recipe["out"] += "-from-itself"
         written, result = run_recipe(Recipe.model_validate(recipe), on_step=on_step)

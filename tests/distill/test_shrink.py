@@ -150,7 +150,7 @@ def test_the_recipe_that_was_run_is_on_disk(done):
     from herd.train.recipe import read_recipe
 
     out, _, _, _ = done
-    found = [read_recipe(path) for path in out.glob("arms/*/recipe-4096.yaml")]
+    found = [read_recipe(path) for path in out.glob("arms/*/recipe-4096-*.yaml")]
     assert [recipe.train.steps for recipe in found] == [32]
     assert found[0].objective.kind == "sampled_distil"
 
@@ -166,13 +166,39 @@ def test_a_second_run_computes_nothing(done, toy):
 
 def test_other_settings_are_refused_and_named(done, toy):
     out, *_ = done
-    with pytest.raises(ConfigError, match="begun with tokens=4096, not 2048"):
-        Shrinker(out, settings(toy, vocab=(572, 540), tokens=2048))
+    with pytest.raises(ConfigError, match="begun with context=32, not 64"):
+        Shrinker(out, settings(toy, vocab=(572, 540), context=64))
+
+
+def test_another_learning_rate_and_other_sizes_use_the_same_targets_and_lose_no_student(toy, tmp_path):
+    def files(pattern: str) -> dict[Path, int]:
+        found = tmp_path.glob(f"run/{pattern}")
+        return {path: path.stat().st_mtime_ns for path in found if path.is_file()}
+
+    first = {"to": None, "vocab": (540,), "tokens": 512, "gguf": "q4"}
+    bad = Shrinker(tmp_path / "run", settings(toy, **first, lr=0.3)).run()
+    before, labels = files("cells/*") | files("arms/**/*"), files("targets-540/shard*")
+    lines: list[str] = []
+    good = Shrinker(tmp_path / "run", settings(toy, **first, lr=1e-3), lines.append).run()
+    assert good.ledger["steps"][-1]["kl"] != bad.ledger["steps"][-1]["kl"]
+    assert files("targets-540/shard*") == labels
+    now = files("cells/*") | files("arms/**/*")
+    assert {path: now.get(path) for path in before} == before
+    assert not [line for line in lines if "label" in line or "-start" in line]
+    again = Shrinker(tmp_path / "run", settings(toy, **first, lr=0.3)).run()
+    assert again.ledger["steps"] == bad.ledger["steps"]
+    more = Shrinker(tmp_path / "run", settings(toy, **(first | {"tokens": 4096, "qad_tokens": 512}))).run()
+    assert [step["tokens"] for step in more.ledger["steps"]] == [0, 0, 4096, 0, 512]
+    own = settings(toy, **first, own_text=True)
+    Shrinker(tmp_path / "own", own).shop.teacher_hash  # noqa: B018 -- a cell, after which the settings are stored
+    (tmp_path / "own" / "own").mkdir()
+    with pytest.raises(ConfigError, match="begun with tokens=512, not 1024"):
+        Shrinker(tmp_path / "own", own.model_copy(update={"tokens": 1024}))
 
 
 def test_the_time_is_printed_beforehand(done):
     _, _, lines, shrinker = done
-    assert [line for line in lines if "-4096: about" in line]
+    assert [line for line in lines if "-4096-lr0.001: about" in line]
     cells = forecast(shrinker)
     assert sum(cell.seconds for cell in cells) > 0
     label = next(cell for cell in cells if "label" in cell.name)
@@ -194,7 +220,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(done, toy, tmp_path):
     ).format(str(Path(__file__).parent), str(tmp_path / "run"), str(toy))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     for line in process.stdout:  # type: ignore[union-attr]
-        if "-1024: about" in line:
+        if "-run-1024-lr0.001: about" in line:
             time.sleep(0.1)
             process.kill()  # SIGKILL, in the middle of training the first arm
             break
@@ -225,14 +251,14 @@ def test_the_learning_rate_is_the_best_of_a_sweep(toy, tmp_path):
     )
     done = shrinker.run()
     bits = {}
-    for path in (tmp_path / "run" / "cells").glob("*-rate*-256.json"):
+    for path in (tmp_path / "run" / "cells").glob("*-run-256-lr*.json"):
         quality = json.loads(path.read_text())["quality"]
-        bits[float(path.name.split("-rate")[1].split("-")[0])] = sum(quality["bits"])
+        bits[float(path.stem.split("-lr")[1])] = sum(quality["bits"])
     assert len(bits) == 3
     best = min(bits, key=bits.__getitem__)
-    assert shrinker.shop.rate_factor == best
-    recipe = next(tmp_path.glob("run/arms/*/recipe-512.yaml")).read_text()
-    assert f"lr: {best * 0.1 / shrinker.shapes[0].config.dim}"[:8] in recipe
+    assert shrinker.shop.rate_factor * 0.1 / shrinker.shapes[0].config.dim == pytest.approx(best, rel=1e-4)
+    recipe = next(tmp_path.glob("run/arms/*/recipe-512-*.yaml")).read_text()
+    assert f"lr: {best:g}"[:8] in recipe
     assert "learning rate" in done.ledger["facts"]
 
 
@@ -376,7 +402,7 @@ def test_other_settings_are_free_until_more_than_a_probe_is_done(toy, tmp_path, 
     assert "a vocabulary of 5 has no room" in capfd.readouterr().err
     assert cli.run([*words, "--vocab", "540", "--tokens", "256", "--sweep-tokens", "0"]) in (0, 1)
     assert "distilled" in (tmp_path / "run" / "ledger.json").read_text()
-    assert cli.run([*words, "--vocab", "541"]) == 1
+    assert cli.run([*words, "--vocab", "540", "--seed", "1"]) == 1
     assert "was begun with" in capfd.readouterr().err
 
 
@@ -433,13 +459,13 @@ def test_a_student_is_distilled_in_the_format_that_it_is_written_in(toy, tmp_pat
     assert "v540, q4" in trained["minus"]
     written, source = (
         tmp_path / "run" / "model-q4",
-        tmp_path / "run" / "arms" / "v540" / "run-512-q4-2048" / "model",
+        tmp_path / "run" / "arms" / "v540" / "run-512-lr0.001-q4-2048-lr0.001" / "model",
     )
     ids = torch.tensor([load_tokenizer(written).encode("the quick brown fox")])
     assert torch.equal(load_model(written).logits(ids), load_model(source).logits(ids))
     assert load_lineage(written).name.startswith("Llama-toy-")
     assert load_lineage(written).licence == "Llama 3.1 Community License"
-    recipe = next(tmp_path.glob("run/arms/*/recipe-512-q4-2048.yaml")).read_text()
+    recipe = next(tmp_path.glob("run/arms/*/recipe-512-*-q4-2048-*.yaml")).read_text()
     assert "to: q4" in recipe
     for name in ("teacher", "v540, start", "v540, 512 tokens", trained["name"]):
         assert set(steps[name]["scores"]) == {"copying", "look-up", "boolq"}, name

@@ -30,7 +30,7 @@ from ..train.parallel import device_of_rank
 from ..train.recipe import read_recipe
 from ..train.recipe_yaml import write_yaml
 from ..train.run import run_recipe
-from .cells import SWEEP, Cells
+from .cells import LR_WIDTH, SWEEP, Cells
 from .importance import Importance, best_block, importance, random_importance, uniform_layers
 from .label import draw, label
 from .material import Material
@@ -130,7 +130,7 @@ class Workshop:
             model = load_trainable(self.source.path, torch.float32, self.device)
             config = TrainConfig(
                 **s.train_section(s.steps(s.correct_tokens)), save_every=50, seed=s.seed,
-                optimizer=AdamW(lr=min(SWEEP) * s.learning_rate(self.config), weight_decay=0.0),
+                optimizer=AdamW(lr=min(SWEEP) * LR_WIDTH / self.config.dim, weight_decay=0.0),
             )  # fmt: skip
             result = train(model, self.stream(self.config.vocab_size)[0], lm, config, folder)
             lineage = Lineage(name="teacher", stage="corrected", parents={"teacher": self.teacher_hash})
@@ -343,8 +343,13 @@ class Workshop:
         """
         self.start(arm)
         targets = self.targets(arm.config.vocab_size, labelled or tokens)
-        recipe = partial(self._recipe, arm, targets, tokens, "start", f"run-{tokens}", self._rate(arm))
-        return self._run(arm, f"{arm.name}-{tokens}", f"run-{tokens}", tokens, recipe, on_step)
+        out = self.run_name(arm, tokens)
+        recipe = partial(self._recipe, arm, targets, tokens, "start", out, self._rate(arm))
+        return self._run(arm, out, tokens, recipe, on_step)
+
+    def run_name(self, arm: Arm, tokens: int) -> str:
+        """Return the name of the folder of an arm's training within the arm's."""
+        return f"run-{tokens}-lr{self._rate(arm):g}"
 
     def rounded(
         self,
@@ -361,20 +366,20 @@ class Workshop:
         s, folder = self.settings, self.cells.folder / "arms" / arm.name
         start = str(source.relative_to(folder))
         targets = self.targets(arm.config.vocab_size, tokens)
-        name = f"{start.partition('/')[0]}-{to}-{tokens}"
-        recipe = partial(self._recipe, arm, targets, tokens, start, name, s.learning_rate(arm.config), to)
-        return self._run(arm, f"{arm.name}-{name}", name, tokens, recipe, on_step)
+        rate = s.learning_rate(arm.config)
+        out = f"{start.partition('/')[0]}-{to}-{tokens}-lr{rate:g}"
+        recipe = partial(self._recipe, arm, targets, tokens, start, out, rate, to)
+        return self._run(arm, out, tokens, recipe, on_step)
 
     def _run(
         self,
         arm: Arm,
-        cell: str,
         out: str,
         tokens: int,
         write_recipe: Callable[[], Path],
         on_step: Callable[[dict[str, Any]], None] | None,
     ) -> dict[str, Any]:
-        """Run a recipe as a cell of the arm, measure the student, and return the cell."""
+        """Run a recipe as a cell of the arm named ``out``, measure the student, and return the cell."""
 
         def work() -> dict[str, Any]:
             folder, result = run_recipe(read_recipe(write_recipe()), on_step=on_step)
@@ -387,7 +392,7 @@ class Workshop:
 
         speeds = self.speeds(arm.config)
         predicted = speeds.train_seconds(tokens, arm.config) + speeds.measure_seconds(arm.config)
-        record = self.cells.run(cell, predicted, work)
+        record = self.cells.run(f"{arm.name}-{out}", predicted, work)
         shutil.rmtree(self.cells.folder / "arms" / arm.name / out / "state", ignore_errors=True)
         return record
 

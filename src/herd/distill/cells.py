@@ -1,12 +1,13 @@
 """The folder of a shrink run: settings, finished cells, and how long a cell takes.
 
-    shrink.json            the settings (a call with other settings is refused)
+    shrink.json            the settings (those of text and teacher must not change)
     cells/NAME.json        the result of a finished cell: it is not computed again
     own/                   dialogs that the teacher wrote
     text-V/, targets-V/    token shards and the teacher's targets in a vocabulary of V tokens
     heldout-V/             the teacher's hidden states of held-out text
     teacher/               the teacher that was corrected on the text, if that was asked for
-    arms/NAME/             start (the pruned checkpoint), recipe.yaml, run/ (state, metrics, model)
+    arms/NAME/             start (the pruned checkpoint), recipe-*.yaml, run-TOKENS-lrRATE/ (state, metrics,
+                           model)
     scores/NAME/           answers to the items of tasks
     model/, model-q4/      the student in bf16 and quantized
     ledger.json, ledger.html
@@ -42,12 +43,17 @@ model that lost little needs less than one that lost much: hence the sweep.
 """
 BEGUN = ("own", "teacher", "heldout-*", "targets-*", "arms")
 """Names in a run folder that took more than a probe. Without any, other settings replace those of the run."""
+FREE = ("to", "vocab", "tokens", "race_tokens", "arms", "lr", "sweep_tokens", "gguf", "qad_tokens")
+"""Settings that may change at any time, because a result that depends on them has them in its name.
+
+Targets depend on none of them, so they are made once, and several rates and sizes can be tried.
+"""
 SWEEP = (0.2, 0.6, 2.0)
 """Factors of the usual learning rate that a sweep tries."""
 
 
 class ShrinkSettings(Section):
-    """The settings of a shrink run. They must not change when the run is continued."""
+    """The settings of a shrink run. Only those in `FREE` may change when the run is continued."""
 
     model: str
     to: str | None = None  # the budget; None: only the vocabulary becomes smaller
@@ -105,8 +111,9 @@ class Cells:
         path = folder / SETTINGS
         if path.exists():
             known = ShrinkSettings.model_validate_json(path.read_text(encoding="utf-8"), strict=False)
+            free = {*FREE} - ({"tokens", "race_tokens"} if settings.own_text else set())  # of the text, then
             for name, old in known:
-                if old == getattr(settings, name):
+                if old == getattr(settings, name) or name in free:
                     continue
                 if any(path for pattern in BEGUN for path in folder.glob(pattern)):
                     raise ConfigError(

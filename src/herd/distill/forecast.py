@@ -44,7 +44,8 @@ def forecast(run: Shrinker) -> list[Forecast]:
             tokens = s.race_tokens if control.distilled else run.equal_flops(control.config)
             raced.append((control, tokens))
     if s.lr is None and s.sweep_tokens and not run.is_teacher(winner):
-        raced += [(replace(winner, name=f"learning rate {factor:g}"), s.sweep_tokens) for factor in SWEEP]
+        usual = s.learning_rate(winner.config)
+        raced += [(replace(winner, lr=factor * usual), s.sweep_tokens) for factor in SWEEP]
     planned = {run.arm(shape).name: shape.weights for shape in run.shapes} if run.races else {}
     started: set[str] = set()
     for arm, tokens in dict.fromkeys([*raced, (winner, s.tokens)]):
@@ -58,10 +59,12 @@ def forecast(run: Shrinker) -> list[Forecast]:
         if tokens:
             seconds += speeds.train_seconds(tokens, arm.config) + measured
             nbytes += sizes.folder(arm.config, 4)
-        if (weights := planned.get(arm.name, "bf16")) not in PLAIN and tokens == s.race_tokens:
+        weights = "bf16" if arm.lr else planned.get(arm.name, "bf16")
+        if weights not in PLAIN and tokens == s.race_tokens:
             seconds += arm.config.n_params / FITTED_PER_SECOND + measured
             nbytes += sizes.packed(arm.config, weights)
-        out.append(Forecast(f"train {arm.name} on {tokens:,} tokens", seconds, nbytes))
+        rate = f" at the learning rate {arm.lr:.2g}" if arm.lr else ""
+        out.append(Forecast(f"train {arm.name} on {tokens:,} tokens{rate}", seconds, nbytes))
     return [*out, *_students(run, winner, sizes)]
 
 

@@ -150,7 +150,7 @@ class Shrinker:
             steps.append(self._untrained(trimmed, "vocabulary trimmed, not trained"))
         start = self._untrained(winner, "pruned, not trained")
         if not self.is_teacher(winner):
-            start.scores = self._scores(f"{winner.name}-start", winner, self._trained_folder(winner, 0))
+            start.scores = self._scores("start", winner, self._trained_folder(winner, 0))
             steps.append(start)
         steps += raced
         if s.tokens and not self.is_teacher(winner):
@@ -159,9 +159,8 @@ class Shrinker:
                 final.better_than |= {step.name: step.quality for step in raced if step.control}
                 steps.append(final)
             distilled = next(step for step in steps if step.name == final.name)
-            distilled.scores = self._scores(
-                f"{winner.name}-{s.tokens}", winner, self._trained_folder(winner, s.tokens)
-            )
+            run = self._run_name(winner, s.tokens)
+            distilled.scores = self._scores(run, winner, self._trained_folder(winner, s.tokens))
         source = self._trained_folder(winner, s.tokens)
         folder = self._export(winner, shape, load_model(source))
         format_name = s.gguf or shape.weights
@@ -207,7 +206,7 @@ class Shrinker:
             return
         measured = {}
         for factor in SWEEP:
-            tried = replace(arm, name=f"{arm.name}-rate{factor:g}", lr=factor * s.learning_rate(arm.config))
+            tried = replace(arm, lr=factor * s.learning_rate(arm.config))
             record = self.shop.trained(tried, s.sweep_tokens, self.on_step)
             measured[factor] = _bits_per_byte(Quality(**record["quality"]))
         self.shop.rate_factor = min(measured, key=measured.__getitem__)
@@ -220,8 +219,7 @@ class Shrinker:
         if shape.weights in PLAIN:
             return quality
         arm, tokens = self.arm(shape), self.settings.race_tokens
-        folder = self.folder / "arms" / arm.name / f"{shape.weights}-{tokens}"
-        return self._quantized(arm, self._trained_folder(arm, tokens), folder, tokens, shape.weights)
+        return self._quantized(arm, self._trained_folder(arm, tokens), tokens, shape.weights)
 
     def is_teacher(self, arm: Arm) -> bool:
         """Return whether an arm is the whole teacher, which meets the budget in smaller formats alone."""
@@ -234,9 +232,9 @@ class Shrinker:
         step.scores = shop.model_scores("teacher", config.vocab_size, lambda: shop.teacher)
         return step
 
-    def _scores(self, name: str, arm: Arm, folder: Path) -> dict[str, Estimate]:
-        """Return the scores of a model of the run in a folder."""
-        device = self.shop.device
+    def _scores(self, made: str, arm: Arm, folder: Path) -> dict[str, Estimate]:
+        """Return the scores of the model in ``folder``, which is what ``made`` in the arm's folder is."""
+        name, device = f"{arm.name}-{made}", self.shop.device
         return self.shop.model_scores(name, arm.config.vocab_size, lambda: load_model(folder, device=device))
 
     def _untrained(self, arm: Arm, what: str) -> LedgerStep:
@@ -268,9 +266,12 @@ class Shrinker:
 
     # The student --------------------------------------------------------------------------------------------
 
+    def _run_name(self, arm: Arm, tokens: int) -> str:
+        return self.shop.run_name(arm, tokens) if tokens and not self.is_teacher(arm) else "start"
+
     def _trained_folder(self, arm: Arm, tokens: int) -> Path:
-        folder = self.folder / "arms" / arm.name
-        return folder / f"run-{tokens}" / "model" if tokens and not self.is_teacher(arm) else folder / "start"
+        name = self._run_name(arm, tokens)
+        return self.folder / "arms" / arm.name / name / ("" if name == "start" else "model")
 
     def _name(self, arm: Arm) -> str:
         """Return the student's name. What is made from Meta's Llamas must be named Llama first."""
@@ -312,25 +313,29 @@ class Shrinker:
         self.say(f"{folder}: as written, {kl:.2g} nats per token from the trained weights")
         return folder
 
-    def _quantized(self, arm: Arm, source: Path, folder: Path, tokens: int, format_name: str) -> Quality:
-        """Quantize a checkpoint to ``folder`` and return its quality."""
+    def _rounded_name(self, arm: Arm, tokens: int, format_name: str) -> str:
+        return f"{format_name}-{self._run_name(arm, tokens)}"
+
+    def _quantized(self, arm: Arm, source: Path, tokens: int, format_name: str) -> Quality:
+        """Quantize ``source``, the arm after its training on ``tokens``, and return its quality."""
+        name = self._rounded_name(arm, tokens, format_name)
+        folder = self.folder / "arms" / arm.name / name
 
         def work() -> dict[str, Any]:
             quantize_folder(open_source(str(source)), folder, named_scheme(format_name, arm.config))
             student = load_model(folder, device=self.shop.device).eval()
             return {"quality": self.shop.yardstick(arm.config.vocab_size).measure(student).record()}
 
-        return Quality(**self.shop.cells.run(f"{arm.name}-{tokens}-{format_name}", None, work)["quality"])
+        return Quality(**self.shop.cells.run(f"{arm.name}-{name}", None, work)["quality"])
 
     def _quantized_steps(self, arm: Arm, source: Path, exported: Path, format_name: str) -> list[LedgerStep]:
         """Round the student to a format, distil it there if asked, and write the better of the two."""
         s, config = self.settings, arm.config
-        plain = self.folder / "arms" / arm.name / f"{format_name}-{s.tokens}"
-        quality = self._quantized(arm, exported, plain, s.tokens, format_name)
+        quality = self._quantized(arm, exported, s.tokens, format_name)
+        best = plain = self.folder / "arms" / arm.name / self._rounded_name(arm, s.tokens, format_name)
         nbytes = (plain / "model.gguf").stat().st_size
         what = f"quantized to {format_name}"
         steps = [LedgerStep(f"{arm.name}, {format_name}", what, config.n_params, nbytes, quality)]
-        best = plain
         if s.qad_tokens:
             record = self.shop.rounded(arm, source, format_name, s.qad_tokens, self.on_step)
             teacher_flops = record["tokens"] * self.shop.config.flops_per_token(s.context / 2)
@@ -343,10 +348,9 @@ class Shrinker:
             steps.append(step)
             if _bits_per_byte(step.quality) < _bits_per_byte(quality):
                 best = self.folder / record["model"]
+        made = (plain if best == plain else best.parent).name
         self._write_packed(GGUFSource(best / "model.gguf"), exported, self.folder / f"model-{format_name}")
-        steps[-1].scores = self._scores(
-            f"{arm.name}-{format_name}", arm, self.folder / f"model-{format_name}"
-        )
+        steps[-1].scores = self._scores(made, arm, self.folder / f"model-{format_name}")
         return steps
 
     def _write_packed(self, packed: GGUFSource, exported: Path, out: Path) -> None:
