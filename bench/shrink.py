@@ -45,8 +45,8 @@ import torch
 from common import DATA, WORK, bench_parser
 from contestant import Contestant
 from herd import checkpoint
-from herd.distill.arms import Arm
 from herd.distill.measure import Quality, difference
+from herd.distill.recovery import Arm
 from herd.distill.shrink import Shrinker, rank_correlation
 from herd.evals.rival import find_python
 from herd.machine import cores, peak_memory, reset_peak_memory
@@ -132,7 +132,7 @@ def vocab_row(args: argparse.Namespace) -> None:
     folder = shop.cells.folder / "arms" / arm.name / "start"
     if tokens:
         arms = {lr: replace(arm, name=f"{arm.name}-lr{lr:g}", lr=lr) for lr in VOCAB_LRS}
-        records = {lr: shop.trained(one, tokens, on_step) for lr, one in arms.items()}
+        records = {lr: shop.trained(one, tokens) for lr, one in arms.items()}
         for lr, found in records.items():
             values |= relative(f"bits per byte above the teacher's, lr {lr:g}", quality(found), teacher)
         record = min(records.values(), key=lambda one: sum(one["quality"]["bits"]))
@@ -185,7 +185,7 @@ def student85_row(args: argparse.Namespace) -> None:
     arm = student85_arm(shop)
     shop.speeds(arm.config)
     teacher, start = shop.teacher_quality(shop.config.vocab_size), quality(shop.start(arm))
-    record = shop.trained(arm, tokens, on_step)
+    record = shop.trained(arm, tokens)
     trained = quality(record)
     embedding = shop.config.vocab_size * shop.config.dim
     kept = (arm.config.n_params - embedding) / (shop.config.n_params - embedding)
@@ -218,7 +218,7 @@ def curve_row(args: argparse.Namespace) -> None:
     for tokens in (2_048, 4_096) if args.limit else (100_000, 250_000, 500_000, 1_300_000):
         if args.tokens and tokens > args.tokens:
             break
-        found = quality(shop.trained(arm, tokens, on_step))
+        found = quality(shop.trained(arm, tokens))
         values |= valued(f"{tokens:,} tokens", found)
         kl = found.summary()["kl"]
         if tokens in bars:
@@ -238,7 +238,7 @@ def rates_row(args: argparse.Namespace) -> None:
     shop.speeds(arm.config)
     values = valued("untrained", quality(shop.start(arm)))
     for lr in (1e-4, 3e-4, 6e-4, 1e-3):
-        found = quality(shop.trained(replace(arm, name=f"{arm.name}-lr{lr:g}", lr=lr), tokens, on_step))
+        found = quality(shop.trained(replace(arm, name=f"{arm.name}-lr{lr:g}", lr=lr), tokens))
         values |= valued(f"lr {lr:g}", found)
     receipt(args, f"{arm.name} after {tokens:,} tokens by learning rate", values)
 
@@ -254,7 +254,7 @@ def student75_row(args: argparse.Namespace) -> None:
         "random + KD": replace(arm, name=f"{arm.name}-random", start="scratch"),
     }
     values = valued("teacher", teacher) | valued("untrained", quality(shop.start(arm)))
-    found = {name: quality(shop.trained(one, tokens, on_step, tokens)) for name, one in arms.items()}
+    found = {name: quality(shop.trained(one, tokens, tokens)) for name, one in arms.items()}
     for name, one in found.items():
         bar = 0.11 if one is found["pruned + KD"] else None
         values |= valued(name, one) | relative(
@@ -267,7 +267,7 @@ def student75_row(args: argparse.Namespace) -> None:
             gap["value"] or 0.0, "bits/byte", gap["lo"], gap["hi"],
             bar="interval below 0", passed=(gap["hi"] or 0.0) < 0,
         )  # fmt: skip
-    values |= hellaswag(args, shop, arm, shop.trained(arm, tokens, on_step, tokens), 0.86)
+    values |= hellaswag(args, shop, arm, shop.trained(arm, tokens, tokens), 0.86)
     receipt(args, f"{arm.name}, {arm.config.n_params:,} parameters, {tokens:,} tokens", values)
 
 
@@ -279,7 +279,7 @@ def student70m_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
     arm, tokens = planned_arm(shop, 70e6), 4_096 if args.limit else args.tokens or 1_300_000
     shop.speeds(arm.config)
-    record = shop.trained(arm, tokens, on_step)
+    record = shop.trained(arm, tokens)
     values = valued("untrained", quality(shop.start(arm))) | valued("trained", quality(record))
     out = shop.cells.folder / f"scores-{arm.name}-{tokens}"
     for (task, name), score in task_scores(
@@ -306,7 +306,7 @@ def text_row(args: argparse.Namespace) -> None:
         shop = workshop(args, f"text-{name}", tokens=tokens, race_tokens=0, **changes, **own)
         arm = student85_arm(shop)
         shop.speeds(arm.config)
-        values |= valued(name, quality(shop.trained(arm, tokens, on_step)))
+        values |= valued(name, quality(shop.trained(arm, tokens)))
     receipt(args, f"FFN 1,216 after {tokens:,} tokens by text", values)
 
 
@@ -316,7 +316,7 @@ def race_row(args: argparse.Namespace) -> None:
         args, to="params=95M", vocab=(49_152, SMALL_VOCAB), arms=6, tokens=0, race_tokens=tokens
     )
     folder = args.work / ("race-limit" if args.limit else "race")
-    run = Shrinker(folder, chosen, lambda line: print(line, flush=True), on_step)
+    run = Shrinker(folder, chosen, lambda line: print(line, flush=True))
     best, steps = run.race()
     values: dict[str, Value] = {}
     for step in steps:
@@ -372,7 +372,7 @@ def sampled_row(args: argparse.Namespace) -> None:
             found = shop.yardstick(arm.config.vocab_size).measure(model.eval())
             return {"quality": found.record(), "seconds": result.seconds}
 
-        record = shop.cells.run(f"sampled-{name}", None, work)
+        record = shop.cells.run(f"sampled-{name}", f"training on {name}", None, work)
         values |= valued(name, quality(record))
         values[f"{name}: seconds"] = Value(record["seconds"], "s")
     made = Targets(folder)
@@ -394,7 +394,7 @@ def planted_row(args: argparse.Namespace) -> None:
     chosen = settings(
         args, to="params=114M", arms=1, tokens=8_192, race_tokens=0, lr=30 * 0.1 / 576, heldout_tokens=8_000
     )
-    done = Shrinker(args.work / "planted", chosen, lambda line: print(line, flush=True), on_step).run()
+    done = Shrinker(args.work / "planted", chosen, lambda line: print(line, flush=True)).run()
     flagged = bool(done.failures)
     values = {"flagged as worse": Value(flagged, "yes", bar="yes", passed=flagged)}
     for row in done.ledger["steps"]:
@@ -406,7 +406,7 @@ def memory_row(args: argparse.Namespace) -> None:
     run = Shrinker(args.work / ("memory-limit" if args.limit else "memory"),
                    settings(args, to="memory=150MB,context=8k", vocab=(49_152, SMALL_VOCAB), arms=3, gguf="q4",
                             tokens=4_096 if args.limit else 250_000, race_tokens=2_048 if args.limit else 100_000),
-                   lambda line: print(line, flush=True), on_step)  # fmt: skip
+                   lambda line: print(line, flush=True))  # fmt: skip
     done = run.run()
     values = {
         f"{row['name']}: {name}": Value(row[name]["value"], "1")

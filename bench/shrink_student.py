@@ -15,9 +15,10 @@ import yaml
 
 from common import DATA
 from herd.checkpoint import load_model, load_tokenizer, load_trainable, open_source, quantize_folder
-from herd.distill.arms import Arm, Workshop
+from herd.distill.arms import Workshop
 from herd.distill.forecast import forecast
 from herd.distill.measure import Quality, Yardstick
+from herd.distill.recovery import Arm
 from herd.distill.scores import probes
 from herd.distill.shrink import Shrinker
 from herd.dtypes import torch_dtype
@@ -71,7 +72,7 @@ def qad_row(args: argparse.Namespace) -> None:
     for arm, to, recovery in ((student85_arm(shop), "q4", 500_000), (even, "Q3_K_S", 250_000)):
         trained = 4_096 if args.limit else recovery
         shop.speeds(arm.config)
-        record = shop.trained(arm, trained, on_step)
+        record = shop.trained(arm, trained)
         values |= valued(f"{arm.name}, not quantized", quality(record))
         values |= _bits(shop, arm, shop.cells.folder / record["model"], to, trained, tokens)
     receipt(args, f"{tokens:,} tokens of distillation in rounded weights", values)
@@ -99,10 +100,12 @@ def _bits(shop: Workshop, arm: Arm, source: Path, to: str, trained: int, tokens:
         with StraightThrough(dict(model.named_parameters()), formats).applied():
             return {"quality": itself.measure(model).record()}
 
-    name = f"{arm.name}-{source.parent.name}-{to}"
-    found["plain"] = quality(shop.cells.run(f"{name}-plain-itself", None, plain))
-    found["best grid, not trained"] = quality(shop.cells.run(f"{name}-fitted-itself", None, fitted))
-    record = shop.rounded(arm, source, to, tokens, on_step)
+    name, cell = f"{arm.name}-{source.parent.name}-{to}", shop.cells.run
+    found["plain"] = quality(cell(f"{name}-plain-itself", f"rounding the student to {to}", None, plain))
+    found["best grid, not trained"] = quality(
+        cell(f"{name}-fitted-itself", f"fitting the grids of {to}", None, fitted)
+    )
+    record = shop.rounded(arm, source, to, tokens)
     model = shop.cells.folder / record["model"]
 
     def distilled() -> dict[str, Any]:
@@ -120,12 +123,16 @@ def _bits(shop: Workshop, arm: Arm, source: Path, to: str, trained: int, tokens:
     def against_teacher() -> dict[str, Any]:
         return {"quality": shop.yardstick(vocab).measure(load_model(rounded).eval()).record()}
 
-    found["distilled from the teacher"] = quality(shop.cells.run(f"{name}-{tokens}-itself", None, distilled))
+    found["distilled from the teacher"] = quality(
+        cell(f"{name}-{tokens}-itself", "comparing it with the student", None, distilled)
+    )
     found["distilled from the student"] = quality(
-        shop.cells.run(f"{name}-{tokens}-from-itself", None, from_itself)
+        cell(f"{name}-{tokens}-from-itself", "distilling it from the student", None, from_itself)
     )
     teacher = {
-        "plain": quality(shop.cells.run(f"{name}-plain-teacher", None, against_teacher)),
+        "plain": quality(
+            cell(f"{name}-plain-teacher", "comparing it with the teacher", None, against_teacher)
+        ),
         "distilled from the teacher": quality(record),
     }
     values = {}
@@ -162,7 +169,7 @@ def copy_row(args: argparse.Namespace) -> None:
     tokens = 4_096 if args.limit else args.tokens or 500_000
     arm = student85_arm(shop)
     shop.speeds(arm.config)
-    record = shop.trained(arm, tokens, on_step)
+    record = shop.trained(arm, tokens)
     folders = {
         "pruned": shop.cells.folder / "arms" / arm.name / "start",
         f"{tokens:,} tokens": shop.cells.folder / record["model"],
@@ -180,7 +187,7 @@ def draft_row(args: argparse.Namespace) -> None:
     shop = workshop(args)
     arm, tokens = student85_arm(shop), 4_096 if args.limit else args.tokens or 500_000
     shop.speeds(arm.config)
-    record = shop.trained(arm, tokens, on_step)
+    record = shop.trained(arm, tokens)
     source, folder = shop.cells.folder / record["model"], shop.cells.folder / "arms" / arm.name / "draft-q4"
     if not folder.exists():
         quantize_folder(open_source(str(source)), folder, named_scheme("q4", arm.config))
@@ -245,7 +252,7 @@ def chat_row(args: argparse.Namespace) -> None:
     tokens = 4_096 if args.limit else args.tokens or 1_300_000
     arm = planned_arm(shop, THREE_QUARTERS)
     shop.speeds(arm.config)
-    record = shop.trained(arm, tokens, on_step)
+    record = shop.trained(arm, tokens)
     n = 6 if args.limit else 100
     prompts = _questions(shop)[:n]
     values: dict[str, Value] = {}
@@ -285,7 +292,7 @@ def dryrun_row(args: argparse.Namespace) -> None:
     chosen = settings(args, to="params=101M", arms=2, tokens=tokens, race_tokens=tokens // 2, lr=1.7e-4, gguf="q4",
                       qad_tokens=tokens // 2)  # fmt: skip
     folder = args.work / f"dryrun-{int(time.time())}"
-    run = Shrinker(folder, chosen, lambda line: print(line, flush=True), on_step)
+    run = Shrinker(folder, chosen, lambda line: print(line, flush=True))
     cells = forecast(run)
     before = _nbytes(folder)
     began = time.perf_counter()

@@ -10,9 +10,10 @@ from typing import Any
 
 from common import DATA, save_receipt
 from herd.cli.eval_model import open_local
-from herd.distill.arms import Arm, Workshop
+from herd.distill.arms import Workshop
 from herd.distill.cells import Cells, ShrinkSettings
 from herd.distill.measure import Quality, difference
+from herd.distill.recovery import Arm
 from herd.distill.shapes import Budget, plan_shapes
 from herd.evals.harness import evaluate
 from herd.evals.score import Score

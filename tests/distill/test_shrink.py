@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from herd.checkpoint import Lineage, load_config, load_lineage, load_model, load
 from herd.checkpoint.adapters import save_adapter
 from herd.data.shards import Shards
 from herd.data.stream import TokenStream
-from herd.distill import own_words
+from herd.distill import cells, own_words
 from herd.distill.cells import ShrinkSettings
 from herd.distill.forecast import forecast
 from herd.distill.shrink import Shrinker, rank_correlation
@@ -184,7 +185,7 @@ def test_another_learning_rate_and_other_sizes_use_the_same_targets_and_lose_no_
     assert files("targets-540/shard*") == labels
     now = files("cells/*") | files("arms/**/*")
     assert {path: now.get(path) for path in before} == before
-    assert not [line for line in lines if "label" in line or "-start" in line]
+    assert not [line for line in lines if "labelling" in line or "making" in line]
     again = Shrinker(tmp_path / "run", settings(toy, **first, lr=0.3)).run()
     assert again.ledger["steps"] == bad.ledger["steps"]
     more = Shrinker(tmp_path / "run", settings(toy, **(first | {"tokens": 4096, "qad_tokens": 512}))).run()
@@ -198,7 +199,7 @@ def test_another_learning_rate_and_other_sizes_use_the_same_targets_and_lose_no_
 
 def test_the_time_is_printed_beforehand(done):
     _, _, lines, shrinker = done
-    assert [line for line in lines if "-4096-lr0.001: about" in line]
+    assert [line for line in lines if "on 4,096 tokens: about" in line]
     cells = forecast(shrinker)
     assert sum(cell.seconds for cell in cells) > 0
     label = next(cell for cell in cells if "label" in cell.name)
@@ -220,7 +221,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(done, toy, tmp_path):
     ).format(str(Path(__file__).parent), str(tmp_path / "run"), str(toy))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     for line in process.stdout:  # type: ignore[union-attr]
-        if "-run-1024-lr0.001: about" in line:
+        if "on 1,024 tokens: about" in line:
             time.sleep(0.1)
             process.kill()  # SIGKILL, in the middle of training the first arm
             break
@@ -242,6 +243,24 @@ def test_a_learning_rate_that_is_too_high_is_flagged_and_fails(toy, tmp_path, ca
     assert "WORSE" in capfd.readouterr().out
     assert json.loads((tmp_path / "bad" / "ledger.json").read_text())["worse"]
     assert cli.run([*words, "--lr", "0.001", "--out", str(tmp_path / "good")]) == 0
+
+
+def test_what_is_done_is_said_in_words_with_the_time_left(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "SILENCE", (0.0, 0.0))
+    lines: list[str] = []
+    chosen = settings(toy, race_tokens=384, tokens=512, lr=None, sweep_tokens=256, vocab=(572, 540))
+    Shrinker(tmp_path / "run", chosen, lines.append).run()
+    students = {"2 layers and 2 heads", "2 layers and a vocabulary of 540"}
+    said = "\n".join(lines)
+    for of in students:
+        assert re.search(
+            rf"training the student of {of} on 384 tokens: step 2 of 3, loss [\d.]+, [\d.]+.s left", said
+        )
+    assert re.search(r"labelling 2,048 tokens with the teacher: row 8 of 64, [\d.]+.s left", said)
+    assert "training the control (random mask) of" in said
+    assert said.count("best of 3 learning rates: ") == 1
+    names = {path.stem for path in (tmp_path / "run").glob("cells/*-*")}
+    assert not [line for line in lines[:-1] for name in names if name in line]
 
 
 def test_the_learning_rate_is_the_best_of_a_sweep(toy, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -149,7 +148,7 @@ def label_command(
         context=context, seed=seed, **NO_RACE,
     )  # fmt: skip
     shop = _workshop(settings, out)
-    folder = shop.targets(vocab or shop.config.vocab_size, tokens, _count("rows labelled"))
+    folder = shop.targets(vocab or shop.config.vocab_size, tokens)
     from ..data.targets import Targets
 
     targets = Targets(folder)
@@ -199,9 +198,9 @@ def prune_command(
     out: Out = None, threads: Threads = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write a pruned model of a given shape, not yet distilled, and measure it."""
-    from ..distill.arms import Arm
     from ..distill.measure import Quality
     from ..distill.prune import check_target
+    from ..distill.recovery import Arm
     from ..distill.shapes import Shape
 
     settings = _settings(
@@ -269,7 +268,7 @@ def _shrinker(settings: ShrinkSettings, out: Path | None) -> Shrinker:
         from .plan_options import measured_target
 
         target = measured_target()
-    return Shrinker(_folder(settings, out), settings, _say, _steps(), target)
+    return Shrinker(_folder(settings, out), settings, _say, target)
 
 
 # Printing ---------------------------------------------------------------------------------------------------
@@ -277,31 +276,6 @@ def _shrinker(settings: ShrinkSettings, out: Path | None) -> Shrinker:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _count(what: str) -> Callable[[int], None]:
-    """Return a function that adds up numbers and prints the sum now and then."""
-    total, shown = 0, 0
-
-    def add(n: int) -> None:
-        nonlocal total, shown
-        total += n
-        if total >= shown + 64:
-            shown = total
-            _say(f"{total:,} {what}")
-
-    return add
-
-
-def _steps() -> Callable[[dict[str, Any]], None]:
-    """Return a function that prints every twentieth record of training."""
-
-    def on_step(record: dict[str, Any]) -> None:
-        if record["step"] % 20 == 0:
-            rate = f"{record['tokens_per_s']:,.0f} tokens/s"
-            _say(f"step {record['step']:,}  loss {record['loss']:.3f}  {rate}")
-
-    return on_step
 
 
 def _print_shapes(shrinker: Shrinker) -> None:

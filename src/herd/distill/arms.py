@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from ..train.config import TrainConfig
 from ..train.objectives import lm
 from ..train.parallel import device_of_rank
 from ..train.recipe import read_recipe
-from ..train.recipe_yaml import write_yaml
 from ..train.run import run_recipe
 from .cells import LR_WIDTH, SWEEP, Cells
 from .importance import Importance, best_block, importance, random_importance, uniform_layers
@@ -37,26 +36,12 @@ from .material import Material
 from .measure import Estimate, Quality, Yardstick
 from .own_words import write_own_text
 from .prune import check_target, choose, cut
+from .recovery import Arm, write_recipe
 from .scores import probes, task_scores
 from .speeds import Speeds, probe_labelling, probe_training
 from .vocab import VocabCut, cut_vocabulary, trim_model
 
 SHARD_ROWS = 64
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A student of the race: its shape, and how its first weights are made.
-
-    ``start`` is "pruned", or a control: "random mask", "uniform depth" or "scratch" (random weights).
-    Unless ``distilled``, it is trained on the text alone. ``lr`` defaults to the run's learning rate.
-    """
-
-    name: str
-    config: ModelConfig
-    start: str = "pruned"
-    distilled: bool = True
-    lr: float | None = None
 
 
 class Workshop:
@@ -91,19 +76,17 @@ class Workshop:
             return Material(s.text, s.dialogs, s.heldout)
         folder, n_tokens = self.cells.folder / "own", max(s.tokens, s.race_tokens)
 
+        what = "writing text with the teacher"
+        show = self.cells.progress(what, "token")
+
         def work() -> dict[str, Any]:
-            shown = 0
-
-            def show(total: int) -> None:
-                nonlocal shown
-                if total >= shown + 10_000:
-                    shown = total
-                    self.cells.say(f"the teacher has written {total:,} of {n_tokens:,} tokens")
-
-            write_own_text(lambda: self.source.load().eval(), self.tokenizer, folder, n_tokens, s.seed, show)
+            write_own_text(
+                lambda: self.source.load().eval(), self.tokenizer, folder, n_tokens, s.seed,
+                lambda total: show(total, n_tokens, ""),
+            )  # fmt: skip
             return {"tokens": n_tokens}
 
-        self.cells.run("own-text", None, work)
+        self.cells.run("own-text", what, None, work)
         pattern = str(folder / "*.jsonl")
         if self.tokenizer.chat is None:
             return Material((*s.text, pattern), s.dialogs, s.heldout)
@@ -117,14 +100,18 @@ class Workshop:
     @cached_property
     def teacher_hash(self) -> str:
         """The hash of the teacher's weights."""
-        return str(
-            self.cells.run("teacher-hash", None, lambda: {"hash": checkpoint_hash(self.source.path)})["hash"]
+        what = "hashing the weights of the teacher"
+        found = self.cells.run(
+            "teacher-hash", what, None, lambda: {"hash": checkpoint_hash(self.source.path)}
         )
+        return str(found["hash"])
 
     @cached_property
     def corrected(self) -> dict[str, Any]:
         """The cell of the teacher that was trained on the text for a short time (arXiv 2408.11796)."""
         s, folder = self.settings, self.cells.folder / "teacher"
+        what = f"training the teacher on {s.correct_tokens:,} tokens of the text"
+        show = self.cells.progress(what, "step")
 
         def work() -> dict[str, Any]:
             model = load_trainable(self.source.path, torch.float32, self.device)
@@ -132,14 +119,17 @@ class Workshop:
                 **s.train_section(s.steps(s.correct_tokens)), save_every=50, seed=s.seed,
                 optimizer=AdamW(lr=min(SWEEP) * LR_WIDTH / self.config.dim, weight_decay=0.0),
             )  # fmt: skip
-            result = train(model, self.stream(self.config.vocab_size)[0], lm, config, folder)
+            result = train(
+                model, self.stream(self.config.vocab_size)[0], lm, config, folder,
+                on_step=lambda record: show(record["step"], config.steps, ""),
+            )  # fmt: skip
             lineage = Lineage(name="teacher", stage="corrected", parents={"teacher": self.teacher_hash})
             hash_ = save_model(folder / "model", model, self.tokenizer, lineage=lineage, dtype=self.compute)
             shutil.rmtree(folder / "state", ignore_errors=True)
             return {"hash": hash_, "tokens": result.tokens, "flops": result.flops, "seconds": result.seconds}
 
         predicted = self.speeds(self.config).train_seconds(s.correct_tokens, self.config)
-        return self.cells.run("teacher-corrected", predicted, work)
+        return self.cells.run("teacher-corrected", what, predicted, work)
 
     @cached_property
     def labeller(self) -> tuple[LlamaLM, str]:
@@ -159,7 +149,8 @@ class Workshop:
         def work() -> dict[str, Any]:
             return {"counts": sorted(self.material.counts(self.tokenizer).items())}
 
-        counts = dict(self.cells.run("token-counts", None, work)["counts"])
+        what = "counting the tokens of the text"
+        counts = dict(self.cells.run("token-counts", what, None, work)["counts"])
         return cut_vocabulary(self.tokenizer, vocab, self.config.vocab_size, counts)
 
     def tokenizer_of(self, vocab: int) -> Tokenizer:
@@ -201,7 +192,7 @@ class Workshop:
             )
             return labelling | probe_training(student, s, self.compute, self.device)
 
-        record = self.cells.run("rates", None, work)
+        record = self.cells.run("rates", "measuring the speed of labelling and training", None, work)
         measured = {name: record[name] for name in ("label_flops", "train_flops", "bytes_per_token")}
         return Speeds(self.config, s, **measured)
 
@@ -222,7 +213,7 @@ class Workshop:
             block_rows=4, shard_rows=SHARD_ROWS,
         )  # fmt: skip
 
-    def targets(self, vocab: int, tokens: int, on_rows: Callable[[int], None] = lambda n: None) -> Path:
+    def targets(self, vocab: int, tokens: int) -> Path:
         """Label ``tokens`` tokens in a vocabulary, unless that is done, and return the folder."""
         s = self.settings
         folder = self.cells.folder / f"targets-{vocab}"
@@ -236,17 +227,28 @@ class Workshop:
             self.cells.say(f"the text has only {has}; give more text, or they are read several times")
         predicted = self.speeds(self.config.replace(vocab_size=vocab)).label_seconds(spec.n_rows * s.context)
 
+        labelled = spec.n_rows * spec.context
+        what = f"labelling {labelled:,} tokens with the teacher" + self._of_vocabulary(vocab)
+        show, done = self.cells.progress(what, "row"), 0
+
+        def on_rows(n: int) -> None:
+            nonlocal done
+            done += n
+            show(done, spec.n_rows, "")
+
         def work() -> dict[str, Any]:
             label(teacher, self.stream(vocab)[0], folder, spec, self.cut(vocab), on_rows)
-            tokens = spec.n_rows * spec.context
             return {
                 "nbytes": Targets(folder).nbytes,
-                "tokens": tokens,
-                "flops": tokens * self.config.flops_per_token(s.context / 2),
+                "tokens": labelled,
+                "flops": labelled * self.config.flops_per_token(s.context / 2),
             }
 
-        self.cells.run(f"label-{vocab}-{spec.n_rows}", predicted, work)
+        self.cells.run(f"label-{vocab}-{spec.n_rows}", what, predicted, work)
         return folder
+
+    def _of_vocabulary(self, vocab: int) -> str:
+        return "" if vocab == self.config.vocab_size else f", vocabulary {vocab:,}"
 
     # Students -----------------------------------------------------------------------------------------------
 
@@ -265,7 +267,8 @@ class Workshop:
             }
 
         predicted = self.speeds(arm.config).measure_seconds(arm.config, first=True)
-        return self.cells.run(f"{arm.name}-start", predicted, work)
+        what = f"making and measuring {replace(arm, lr=None).words(self.config)}, not trained"
+        return self.cells.run(f"{arm.name}-start", what, predicted, work)
 
     def _first_weights(self, arm: Arm) -> LlamaLM:
         vocab, seed = arm.config.vocab_size, self.settings.seed
@@ -311,7 +314,8 @@ class Workshop:
             found = importance(self._scored(vocab), batches)
             return {name: tensor.tolist() for name, tensor in vars(found).items()}
 
-        record = self.cells.run(f"scores-{vocab}", None, work)
+        what = "measuring which heads, neurons and channels matter" + self._of_vocabulary(vocab)
+        record = self.cells.run(f"scores-{vocab}", what, None, work)
         return Importance(
             **{name: torch.tensor(record[name]) for name in ("heads_LH", "neurons_LF", "channels_D")}
         )
@@ -327,15 +331,11 @@ class Workshop:
             batches = first_rows(self.stream(vocab)[0], s.calibration_rows, 4)
             return {"layers": list(best_block(self._scored(vocab), n_drop, batches))}
 
-        return list(self.cells.run(f"block-{vocab}-{n_drop}", predicted, work)["layers"])
+        what = f"finding which {n_drop} of {self.config.n_layers} layers are missed least"
+        what += self._of_vocabulary(vocab)
+        return list(self.cells.run(f"block-{vocab}-{n_drop}", what, predicted, work)["layers"])
 
-    def trained(
-        self,
-        arm: Arm,
-        tokens: int,
-        on_step: Callable[[dict[str, Any]], None] | None = None,
-        labelled: int | None = None,
-    ) -> dict[str, Any]:
+    def trained(self, arm: Arm, tokens: int, labelled: int | None = None) -> dict[str, Any]:
         """Train an arm on ``tokens`` tokens of targets and measure it. Return the cell with the quality.
 
         ``labelled`` is the number of tokens with targets, if it is not ``tokens``: rows are then read
@@ -343,22 +343,14 @@ class Workshop:
         """
         self.start(arm)
         targets = self.targets(arm.config.vocab_size, labelled or tokens)
-        out = self.run_name(arm, tokens)
-        recipe = partial(self._recipe, arm, targets, tokens, "start", out, self._rate(arm))
-        return self._run(arm, out, tokens, recipe, on_step)
+        what = f"training {arm.words(self.config)} on {tokens:,} tokens"
+        return self._run(arm, what, targets, tokens, "start", self.run_name(arm, tokens), self._rate(arm))
 
     def run_name(self, arm: Arm, tokens: int) -> str:
         """Return the name of the folder of an arm's training within the arm's."""
         return f"run-{tokens}-lr{self._rate(arm):g}"
 
-    def rounded(
-        self,
-        arm: Arm,
-        source: Path,
-        to: str,
-        tokens: int,
-        on_step: Callable[[dict[str, Any]], None] | None = None,
-    ) -> dict[str, Any]:
+    def rounded(self, arm: Arm, source: Path, to: str, tokens: int) -> dict[str, Any]:
         """Distil a trained student in weights of the format ``to``, measure it, and return the cell.
 
         ``source`` is the student's folder. The result is a folder with a GGUF file.
@@ -368,35 +360,42 @@ class Workshop:
         targets = self.targets(arm.config.vocab_size, tokens)
         rate = s.learning_rate(arm.config)
         out = f"{start.partition('/')[0]}-{to}-{tokens}-lr{rate:g}"
-        recipe = partial(self._recipe, arm, targets, tokens, start, out, rate, to)
-        return self._run(arm, out, tokens, recipe, on_step)
+        what = f"distilling {arm.words(self.config)} in {to} on {tokens:,} tokens"
+        return self._run(arm, what, targets, tokens, start, out, rate, to)
 
     def _run(
-        self,
-        arm: Arm,
-        out: str,
-        tokens: int,
-        write_recipe: Callable[[], Path],
-        on_step: Callable[[dict[str, Any]], None] | None,
-    ) -> dict[str, Any]:
-        """Run a recipe as a cell of the arm named ``out``, measure the student, and return the cell."""
+        self, arm: Arm, what: str, targets: Path, tokens: int, start: str, out: str, lr: float,
+        to: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Train an arm by a recipe (`write_recipe`) as a cell, measure the student, and return the cell."""
+        folder, show = self.cells.folder / "arms" / arm.name, self.cells.progress(what, "step")
 
         def work() -> dict[str, Any]:
-            folder, result = run_recipe(read_recipe(write_recipe()), on_step=on_step)
-            student = load_model(folder, device=self.device).eval()
+            recipe = read_recipe(
+                write_recipe(
+                    arm, self.settings, folder, targets, self.labeller[1], tokens, start, out, lr, to
+                )
+            )
+            steps = recipe.train.steps
+            made, result = run_recipe(
+                recipe, on_step=lambda record: show(record["step"], steps, f", loss {record['loss']:.3f}")
+            )
+            student = load_model(made, device=self.device).eval()
             return {
                 "quality": self.yardstick(arm.config.vocab_size).measure(student).record(),
-                "model": str(folder.relative_to(self.cells.folder)), "n_params": arm.config.n_params,
+                "model": str(made.relative_to(self.cells.folder)), "n_params": arm.config.n_params,
                 "tokens": result.tokens, "flops": result.flops, "seconds": result.seconds,
             }  # fmt: skip
 
         speeds = self.speeds(arm.config)
         predicted = speeds.train_seconds(tokens, arm.config) + speeds.measure_seconds(arm.config)
-        record = self.cells.run(f"{arm.name}-{out}", predicted, work)
-        shutil.rmtree(self.cells.folder / "arms" / arm.name / out / "state", ignore_errors=True)
+        record = self.cells.run(f"{arm.name}-{out}", what, predicted, work)
+        shutil.rmtree(folder / out / "state", ignore_errors=True)
         return record
 
-    def model_scores(self, name: str, vocab: int, load: Callable[[], LlamaLM]) -> dict[str, Estimate]:
+    def model_scores(
+        self, name: str, who: str, vocab: int, load: Callable[[], LlamaLM]
+    ) -> dict[str, Estimate]:
         """Return the scores of a model of the run: copying, looking up, and the tasks that were asked for."""
         s, tokenizer = self.settings, self.tokenizer_of(vocab)
         out = self.cells.folder / "scores" / name
@@ -406,41 +405,11 @@ class Workshop:
             of_tasks = task_scores(model, tokenizer, name, name, s.tasks, s.task_data, s.task_limit, out)
             return {"scores": probes(model, tokenizer) | of_tasks}
 
-        return dict(self.cells.run(f"scores-{name}", None, work)["scores"])
+        what = f"scoring {who}: {', '.join(('copying', 'looking up', *s.tasks))}"
+        return dict(self.cells.run(f"scores-{name}", what, None, work)["scores"])
 
     def _rate(self, arm: Arm) -> float:
         return arm.lr or self.rate_factor * self.settings.learning_rate(arm.config)
-
-    def _recipe(
-        self, arm: Arm, targets: Path, tokens: int, start: str, out: str, lr: float, to: str | None = None
-    ) -> Path:
-        """Write the recipe of an arm's training, which `herd train` can repeat, and return its path.
-
-        ``start`` and ``out`` are names in the arm's folder. ``to`` is a format that weights are rounded to.
-        """
-        s = self.settings
-        folder = self.cells.folder / "arms" / arm.name
-        recipe = {
-            "name": f"{arm.name}-{out}".replace(" ", "-").replace("run-", ""),
-            "model": {"start": str(folder / start)},
-            "rounding": None if to is None else {"to": to},
-            "data": {"kind": "targets", "folder": str(targets), "teacher": self.labeller[1]},
-            "objective": {"kind": "sampled_distil", "kl_weight": s.kl_weight}
-            if arm.distilled
-            else {"kind": "lm"},
-            "optimizer": {"kind": "adamw", "lr": lr, "weight_decay": 0.0},
-            "schedule": {
-                "kind": "cosine",
-                "min_lr_ratio": 0.1,
-                "warmup_steps": max(1, s.steps(tokens) // 10),
-            },
-            "train": s.train_section(s.steps(tokens)) | {"save_every": 50, "seed": s.seed},
-            "save_dtype": "fp32",
-            "out": str(folder / out),
-        }
-        path = folder / f"recipe-{out.removeprefix('run-')}.yaml"
-        path.write_text(write_yaml(recipe), encoding="utf-8")
-        return path
 
     def teacher_quality(self, vocab: int) -> Quality:
         """Return the teacher's own quality in a vocabulary."""
@@ -448,5 +417,6 @@ class Workshop:
         def work() -> dict[str, Any]:
             return {"quality": self.yardstick(vocab).measure(None).record()}
 
-        record = self.cells.run(f"teacher-{vocab}", None, work)
+        what = "measuring the teacher on held-out text" + self._of_vocabulary(vocab)
+        record = self.cells.run(f"teacher-{vocab}", what, None, work)
         return Quality(**record["quality"])

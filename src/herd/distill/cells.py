@@ -48,6 +48,8 @@ FREE = ("to", "vocab", "tokens", "race_tokens", "arms", "lr", "sweep_tokens", "g
 
 Targets depend on none of them, so they are made once, and several rates and sizes can be tried.
 """
+SILENCE = (5.0, 60.0)
+"""Least and most seconds between two lines about the progress of a cell. They grow to a tenth of its time."""
 SWEEP = (0.2, 0.6, 2.0)
 """Factors of the usual learning rate that a sweep tries."""
 
@@ -129,18 +131,39 @@ class Cells:
         path = self._path(name)
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def run(self, name: str, predicted: float | None, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return the result of a cell. If it is not finished, print the predicted seconds and compute it."""
+    def run(
+        self, name: str, what: str, predicted: float | None, work: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return the result of a cell. If it is not finished, say ``what`` is done, and do it."""
         if (known := self.done(name)) is not None:
             return known
         write_json(self.folder / SETTINGS, self.settings.model_dump(mode="json"))
-        self.say(name if predicted is None else f"{name}: about {duration(predicted)}")
+        self.say(what if predicted is None else f"{what}: about {duration(predicted)}")
         began = time.perf_counter()
         record = work()
         record = {"wall_seconds": time.perf_counter() - began, "predicted_seconds": predicted} | record
         self._path(name).parent.mkdir(parents=True, exist_ok=True)
         write_json(self._path(name), record)
         return record
+
+    def progress(self, what: str, unit: str) -> Callable[[int, int, str], None]:
+        """Return a function of units done, all units and a note that says now and then how far ``what`` is.
+
+        A resumed cell begins with units done before. So the time left is predicted from the second call on.
+        """
+        first, began, shown = -1, 0.0, 0.0
+
+        def show(done: int, total: int, note: str) -> None:
+            nonlocal first, began, shown
+            now = time.monotonic()
+            if first < 0:
+                first, began, shown = done, now, now
+            elif done > first and now - shown >= min(max(SILENCE[0], (now - began) / 10), SILENCE[1]):
+                left = (total - done) * (now - began) / (done - first)
+                self.say(f"{what}: {unit} {done:,} of {total:,}{note}, {duration(left)} left")
+                shown = now
+
+        return show
 
     def _path(self, name: str) -> Path:
         return self.folder / "cells" / f"{name}.json"

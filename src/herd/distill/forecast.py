@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ..llama.config import ModelConfig
 from ..quant.mixtures import named_scheme
-from .arms import Arm, Workshop
+from .arms import Workshop
 from .cells import SWEEP
+from .recovery import Arm
 from .scores import PROBE_CONTEXT, PROBE_ROWS
 from .shrink import PLAIN, Shrinker
 
@@ -63,8 +64,8 @@ def forecast(run: Shrinker) -> list[Forecast]:
         if weights not in PLAIN and tokens == s.race_tokens:
             seconds += arm.config.n_params / FITTED_PER_SECOND + measured
             nbytes += sizes.packed(arm.config, weights)
-        rate = f" at the learning rate {arm.lr:.2g}" if arm.lr else ""
-        out.append(Forecast(f"train {arm.name} on {tokens:,} tokens{rate}", seconds, nbytes))
+        words = arm.words(shop.config)
+        out.append(Forecast(f"train {words} on {tokens:,} tokens", seconds, nbytes))
     return [*out, *_students(run, winner, sizes)]
 
 

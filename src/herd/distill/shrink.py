@@ -30,10 +30,11 @@ from ..evals.tasks import make_task
 from ..llama.config import ModelConfig
 from ..plan.ways import GGUF_FORMATS, Target
 from ..quant.mixtures import named_scheme
-from .arms import Arm, Workshop
+from .arms import Workshop
 from .cells import SWEEP, Cells, ShrinkSettings
 from .ledger import LedgerStep, write_ledger
 from .measure import Estimate, Quality
+from .recovery import Arm
 from .scores import open_data
 from .shapes import Budget, Shape, plan_shapes, predicted_loss_increase, resident_nbytes
 
@@ -62,10 +63,9 @@ class Shrinker:
         folder: Path,
         settings: ShrinkSettings,
         say: Callable[[str], None] = lambda line: None,
-        on_step: Callable[[dict[str, Any]], None] | None = None,
         target: Target | None = None,
     ) -> None:
-        self.folder, self.settings, self.say, self.on_step = folder, settings, say, on_step
+        self.folder, self.settings, self.say = folder, settings, say
         self.shop = Workshop(Cells(folder, settings, say))
         self.shapes = self._shapes(target)
 
@@ -141,8 +141,9 @@ class Shrinker:
         shop, s = self.shop, self.settings
         shop.speeds(self.shapes[0].config)
         steps = [self._teacher_step()]
-        self.sweep()
         shape, raced = self.race() if self.races else (self.shapes[0], [])
+        if not self.races:
+            self.sweep()
         winner = self.arm(shape)
         vocab = winner.config.vocab_size
         trimmed = Arm(f"v{vocab}", shop.config.replace(vocab_size=vocab))
@@ -150,7 +151,7 @@ class Shrinker:
             steps.append(self._untrained(trimmed, "vocabulary trimmed, not trained"))
         start = self._untrained(winner, "pruned, not trained")
         if not self.is_teacher(winner):
-            start.scores = self._scores("start", winner, self._trained_folder(winner, 0))
+            start.scores = self._scores("start", "not trained", winner, self._trained_folder(winner, 0))
             steps.append(start)
         steps += raced
         if s.tokens and not self.is_teacher(winner):
@@ -160,7 +161,8 @@ class Shrinker:
                 steps.append(final)
             distilled = next(step for step in steps if step.name == final.name)
             run = self._run_name(winner, s.tokens)
-            distilled.scores = self._scores(run, winner, self._trained_folder(winner, s.tokens))
+            folder = self._trained_folder(winner, s.tokens)
+            distilled.scores = self._scores(run, "distilled", winner, folder)
         source = self._trained_folder(winner, s.tokens)
         folder = self._export(winner, shape, load_model(source))
         format_name = s.gguf or shape.weights
@@ -207,7 +209,7 @@ class Shrinker:
         measured = {}
         for factor in SWEEP:
             tried = replace(arm, lr=factor * s.learning_rate(arm.config))
-            record = self.shop.trained(tried, s.sweep_tokens, self.on_step)
+            record = self.shop.trained(tried, s.sweep_tokens)
             measured[factor] = _bits_per_byte(Quality(**record["quality"]))
         self.shop.rate_factor = min(measured, key=measured.__getitem__)
         self.say(
@@ -229,13 +231,18 @@ class Shrinker:
         shop, config = self.shop, self.shop.config
         step = LedgerStep("teacher", self.settings.model, config.n_params, config.nbytes(),
                           shop.teacher_quality(config.vocab_size))  # fmt: skip
-        step.scores = shop.model_scores("teacher", config.vocab_size, lambda: shop.teacher)
+        step.scores = shop.model_scores("teacher", "the teacher", config.vocab_size, lambda: shop.teacher)
         return step
 
-    def _scores(self, made: str, arm: Arm, folder: Path) -> dict[str, Estimate]:
-        """Return the scores of the model in ``folder``, which is what ``made`` in the arm's folder is."""
-        name, device = f"{arm.name}-{made}", self.shop.device
-        return self.shop.model_scores(name, arm.config.vocab_size, lambda: load_model(folder, device=device))
+    def _scores(self, made: str, how: str, arm: Arm, folder: Path) -> dict[str, Estimate]:
+        """Return the scores of the model in ``folder``, which is what ``made`` in the arm's folder is.
+
+        ``how`` says in words how it was made.
+        """
+        who, vocab = f"{arm.words(self.shop.config)}, {how}", arm.config.vocab_size
+        return self.shop.model_scores(
+            f"{arm.name}-{made}", who, vocab, lambda: load_model(folder, device=self.shop.device)
+        )
 
     def _untrained(self, arm: Arm, what: str) -> LedgerStep:
         record = self.shop.start(arm)
@@ -254,7 +261,7 @@ class Shrinker:
         if self.is_teacher(arm):
             return self._untrained(arm, "the whole teacher, in smaller formats")
         s, teacher = self.settings, self.shop.config
-        record = self.shop.trained(arm, tokens, self.on_step, s.race_tokens if not arm.distilled else None)
+        record = self.shop.trained(arm, tokens, s.race_tokens if not arm.distilled else None)
         charged = record["tokens"] * teacher.flops_per_token(s.context / 2) if arm.distilled else 0.0
         step = LedgerStep(
             f"{arm.name}, {tokens:,} tokens", what, arm.config.n_params, arm.config.nbytes(),
@@ -326,7 +333,8 @@ class Shrinker:
             student = load_model(folder, device=self.shop.device).eval()
             return {"quality": self.shop.yardstick(arm.config.vocab_size).measure(student).record()}
 
-        return Quality(**self.shop.cells.run(f"{arm.name}-{name}", None, work)["quality"])
+        what = f"rounding {arm.words(self.shop.config)} to {format_name} and measuring it"
+        return Quality(**self.shop.cells.run(f"{arm.name}-{name}", what, None, work)["quality"])
 
     def _quantized_steps(self, arm: Arm, source: Path, exported: Path, format_name: str) -> list[LedgerStep]:
         """Round the student to a format, distil it there if asked, and write the better of the two."""
@@ -337,7 +345,7 @@ class Shrinker:
         what = f"quantized to {format_name}"
         steps = [LedgerStep(f"{arm.name}, {format_name}", what, config.n_params, nbytes, quality)]
         if s.qad_tokens:
-            record = self.shop.rounded(arm, source, format_name, s.qad_tokens, self.on_step)
+            record = self.shop.rounded(arm, source, format_name, s.qad_tokens)
             teacher_flops = record["tokens"] * self.shop.config.flops_per_token(s.context / 2)
             step = LedgerStep(
                 f"{arm.name}, {format_name}, {s.qad_tokens:,} tokens", f"distilled in {format_name}",
@@ -350,7 +358,8 @@ class Shrinker:
                 best = self.folder / record["model"]
         made = (plain if best == plain else best.parent).name
         self._write_packed(GGUFSource(best / "model.gguf"), exported, self.folder / f"model-{format_name}")
-        steps[-1].scores = self._scores(made, arm, self.folder / f"model-{format_name}")
+        packed = self.folder / f"model-{format_name}"
+        steps[-1].scores = self._scores(made, f"in {format_name}", arm, packed)
         return steps
 
     def _write_packed(self, packed: GGUFSource, exported: Path, out: Path) -> None:
