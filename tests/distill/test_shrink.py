@@ -437,6 +437,31 @@ def test_models_and_files_of_others_are_kept(toy, tmp_path, capfd):
     assert "herd shrink needs a whole model; merge it first" in capfd.readouterr().err
 
 
+def test_held_out_text_that_is_trained_on_is_refused_before_anything_is_done(toy, tmp_path, capfd):
+    shutil.copy(toy / "heldout.txt", tmp_path / "copy.txt")
+    words = [
+        "shrink",
+        str(toy / "teacher"),
+        "--to",
+        "params=36k",
+        "--context",
+        "32",
+        "--heldout",
+        str(toy / "heldout.txt"),
+    ]
+    for file, how in (
+        (toy / "heldout.txt", "is the same file"),
+        (tmp_path / "copy.txt", "has the same content"),
+    ):
+        own = ["--text", str(toy / "train.txt"), "--text", str(file.parent / "*.txt")]
+        assert cli.run([*words, *own, "--out", str(tmp_path / "run")]) == 1
+        said = capfd.readouterr().err
+        assert said.startswith(
+            f"error: {toy / 'heldout.txt'}: is held out, but {file} is trained on and {how};"
+        )
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("words, message", [
     (["--to", "95M", "--text", "T"], "write params=95M"), (["--to", "params=36k"], "nothing to train on"),
     (["--text", "T"], "give --to BUDGET"), (["--to", "params=1k", "--text", "T"], "shrink twice"),

@@ -178,7 +178,7 @@ def test_pairs_are_tuned_by_dpo_and_measured_beside_a_length_baseline(base, tmp_
 def test_pairs_among_dialogs_and_rows_of_other_files_are_set_aside_aloud(base, dialogs, tmp_path, capsys):
     pairs, held = tmp_path / "pairs.jsonl", tmp_path / "held.jsonl"
     pairs.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}) + "\n")
-    good = dialogs.read_text().splitlines()[0]
+    good = dialogs.read_text().splitlines()[0].replace("What", "Who")
     held.write_text(f"{good}\n{{broken\n")
     words = ("--data", dialogs, "--data", pairs, "--heldout", held, "--out", tmp_path / "run", "--check")
     tune(base, *words)
@@ -253,6 +253,35 @@ def test_names_that_are_not_utf8_are_refused_before_the_recipe_is_written(
         assert not (out / "recipe.yaml").exists()
     tune(base, "--data", dialogs, "--out", "run", "--check", code=1)
     assert "caf\\udce9/run': is not UTF-8; choose another --out" in capsys.readouterr().err
+
+
+def test_held_out_rows_that_are_among_others_to_train_on_are_named_or_refused(
+    base, dialogs, tmp_path, capsys
+):
+    first, second = dialogs.read_text().splitlines()[:2]
+    held = tmp_path / "held.jsonl"
+    held.write_text(f"{first}\n{second}\n")
+    words = ("--data", dialogs, "--heldout", held, "--out", tmp_path / "run", "--check")
+    tune(base, *words, code=1)
+    assert f"error: {held}: every row is also in {dialogs}; hold out others" in capsys.readouterr().err
+    held.write_text(f"{first}\n{first.replace('What', 'Who')}\n")
+    tune(base, *words)
+    assert f"note  {held}: held out, and trained on too (1 rows)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--data", "--replay"])
+def test_held_out_rows_that_are_trained_on_are_refused(base, dialogs, tmp_path, capsys, option):
+    held = shutil.copy(dialogs, tmp_path / "held.jsonl")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "link.jsonl").symlink_to(held)
+    (tmp_path / "first.jsonl").write_text(dialogs.read_text().splitlines()[0])
+    words = ("--data", tmp_path / "first.jsonl", "--heldout", held, "--out", tmp_path / "run", "--check")
+    for file, how in (
+        (tmp_path / "more" / "link.jsonl", "is the same file"),
+        (dialogs, "has the same content"),
+    ):
+        tune(base, *words, option, file.parent if file != dialogs else file, code=1)
+        assert f"error: {held}: is held out, but {file} is trained on and {how}" in capsys.readouterr().err
 
 
 def test_a_run_within_its_data_is_refused(base, dialogs, tmp_path, capsys):

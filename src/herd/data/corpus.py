@@ -9,6 +9,7 @@ sources (paper, section 3.1.1).
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import re
 import warnings
@@ -103,6 +104,28 @@ def require_apart(out: Path, paths: Iterable[str]) -> None:
                 f"{path}: has the run's own folder {out} inside, whose files would be read as data; "
                 "give an --out outside of it"
             )
+
+
+def require_unseen(heldout: Sequence[str], trained: Sequence[str]) -> None:
+    """Raise DataError if a held-out file is among those to train on, or has the content of one."""
+    by_size: dict[int, list[Path]] = {}
+    for file in _files(trained):
+        by_size.setdefault(file.stat().st_size, []).append(file)
+    for held in _files(heldout):
+        size = held.stat().st_size
+        for file in by_size.get(size, ()) if size else ():
+            if filecmp.cmp(held, file, shallow=False):
+                how = "is the same file" if held.samefile(file) else "has the same content"
+                raise DataError(
+                    f"{held}: is held out, but {file} is trained on and {how}; take it out of one of the two"
+                )
+
+
+def _files(spec: Sequence[str]) -> Iterator[Path]:
+    """Yield the local files of a specification."""
+    for path in _expanded(spec):
+        if isinstance(path, Path):
+            yield from list_files(path)
 
 
 def corpus_origin(spec: Spec = None) -> tuple[list[tuple[str, Path]], dict[str, Any]]:

@@ -179,7 +179,7 @@ def split_heldout(examples: Sequence[Any], share: float, most: int) -> tuple[lis
     Equal rows are all on the same side. Fewer than `LEAST` rows are all trained.
     """
     wanted = min(most, max(1, round(share * len(examples)))) if share and len(examples) >= LEAST else 0
-    keys = [_key(example) for example in examples]
+    keys = [row_key(example) for example in examples]
     held = set(sorted(set(keys))[:wanted])
     train = [example for example, key in zip(examples, keys, strict=True) if key not in held]
     seen: set[bytes] = set()
@@ -191,7 +191,8 @@ def split_heldout(examples: Sequence[Any], share: float, most: int) -> tuple[lis
     return (train, heldout) if train else (list(examples), [])
 
 
-def _key(example: Any) -> bytes:
+def row_key(example: Any) -> bytes:
+    """Return a hash of the tokens of an example, or of the chosen answer of a pair."""
     rendered = example.rendered if isinstance(example, Example) else example.chosen
     return hashlib.blake2b(json.dumps(rendered.ids).encode(), digest_size=12).digest()
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ..data.corpus import require_apart
+from ..data.corpus import require_apart, require_unseen
 from ..errors import ConfigError
 from ..files import require_own, write_json
 from ..llama.config import ModelConfig
@@ -108,7 +108,9 @@ class Cells:
 
     def __init__(self, folder: Path, settings: ShrinkSettings, say: Callable[[str], None]) -> None:
         self.folder, self.settings, self.say = folder, settings, say
-        require_apart(folder, (*settings.text, *settings.dialogs, *settings.heldout))
+        trained = (*settings.text, *settings.dialogs)
+        require_apart(folder, (*trained, *settings.heldout))
+        require_unseen(settings.heldout, trained)
         require_own(folder, SETTINGS, ("cells", "own", "teacher", "arms", "scores", "model", "ledger.json"))
         path = folder / SETTINGS
         if path.exists():

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoint import ModelSource
 from ..checkpoint.adapter_config import refuse_adapter
-from ..data.tuning import LEAST, AnswerPair, Example, SetAside, TuningRows, read_tuning
+from ..data.tuning import LEAST, AnswerPair, Example, SetAside, TuningRows, read_tuning, row_key
 from ..dtypes import fast_dtype
 from ..errors import DataError, RecipeError
 from ..files import write_atomically
@@ -162,8 +162,14 @@ def _trained_rows(
         raise DataError("--replay: nothing can be mixed into pairs of answers; leave it out")
     for path in (*options.replay, *([options.heldout] if options.heldout else [])):
         found = read_tuning([path], tokenizer, context, mask_ends=True)
-        _ = found.require_pairs() if objective == "dpo" else found.require_examples()
+        usable = found.require_pairs() if objective == "dpo" else found.require_examples()
         data.set_aside += found.set_aside
+        if path == options.heldout:
+            trained = {row_key(row) for row in rows}
+            same = sum(row_key(row) in trained for row in usable)
+            if same == len(usable):
+                raise DataError(f"{path}: every row is also in {', '.join(options.data)}; hold out others")
+            data.notes.update({f"{path}: held out, and trained on too": same} if same else {})
     return rows, context
 
 

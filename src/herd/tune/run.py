@@ -22,7 +22,7 @@ import torch
 
 from ..checkpoint import checkpoint_hash, load_config, load_model
 from ..data.builtin import read_parallel
-from ..data.corpus import Document, read_corpus, require_apart
+from ..data.corpus import Document, read_corpus, require_apart, require_unseen
 from ..data.pairs import PairStream
 from ..errors import TrainingError
 from ..evals.bootstrap import wilson
@@ -81,13 +81,14 @@ def open_run(options: TuneOptions) -> Prepared | None:
     """Return a new run, ready to start, or None if the same run has begun in ``options.out`` already.
 
     Until the first state is saved a run has not begun, and other options replace it. Raises
-    `RecipeError` if another run has begun, `DataError` naming a data file that is missing or was edited
-    since, and `StorageError` if the folder has other files. Keep the folder locked (`lock_run`) until `tune`
-    returns.
+    `RecipeError` if another run has begun, `DataError` naming a data file that is missing, was edited
+    since, or is both held out and trained on, and `StorageError` if the folder has other files. Keep the
+    folder locked (`lock_run`) until `tune` returns.
     """
     out = Path(options.out)
     heldout = [options.heldout] if options.heldout else []
     require_apart(out, [*options.data, *options.replay, *options.other, *heldout])
+    require_unseen(heldout, [*options.data, *options.replay])
     stored_options(out)
     require_own(out, OPTIONS, (FILE, BEFORE, "tasks", *PREPARED))
     if any((out / name).exists() for name in ("state", "model", "adapter")):
