@@ -15,7 +15,10 @@ import torch
 
 from herd import checkpoint
 from herd.cli import run
+from herd.errors import ChatError
+from herd.llama.config import ModelConfig
 from herd.llama.lora import lora_layers
+from herd.llama.model import LlamaLM
 from herd.quant import scheme
 from herd.train import run as train_run
 from herd.tune import run as tune_run
@@ -156,6 +159,27 @@ def test_nothing_to_train_is_an_error_with_line_numbers(base, tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"no token is trained: {file}:1: none of its tokens" in said
     assert f"{file}:2: a prompt without an answer" in said
+
+
+def test_dialogs_for_a_model_without_a_chat_template_say_what_to_do(real_data, dialogs, tmp_path, capsys):
+    file = real_data("smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    tokenizer = checkpoint.load_tokenizer(file).with_settings(chat_template=None)
+    config = ModelConfig(tokenizer.vocab_size, 32, 1, 4, 2, 48, max_context=512, tie_embeddings=True)
+    checkpoint.save_model(tmp_path / "base", LlamaLM(config).init_weights(0), tokenizer)
+    words = (tmp_path / "base", "--data", dialogs, "--out", tmp_path / "run", "--check")
+    tune(*words, code=1)
+    said = capsys.readouterr().err
+    assert (
+        f" more: {tmp_path / 'base'}: has no chat template, so dialogs cannot be written; give rows" in said
+    )
+    assert "instruct version" in said
+    assert "chat_template.jinja" in said
+    template = checkpoint.load_tokenizer(file).chat_template
+    (tmp_path / "base" / "chat_template.jinja").write_text(template)
+    tune(*words)
+    assert "37 messages" in capsys.readouterr().out
+    with pytest.raises(ChatError, match=r"herd chat --complete"):
+        tokenizer.require_chat()
 
 
 def test_pairs_are_tuned_by_dpo_and_measured_beside_a_length_baseline(base, tmp_path, capsys):

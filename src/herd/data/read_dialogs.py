@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ChatError, DataError, TokenizerError
-from ..text import Rendered, Tokenizer, render
+from ..text import Rendered, Tokenizer
 from .rows import DataRow, read_rows
 from .text_files import DataWarning, expand_paths
 
@@ -32,6 +32,11 @@ Message = dict[str, Any]
 
 OPTIONS = ("tools", "tool_call_format", "date")
 MESSAGE_FIELDS = {"role", "content", "tool_calls", "tool_call_id", "name", "weight"}
+NO_TEMPLATE = (
+    'give rows of {"text": …} instead, start from the instruct version of the model, or put its template '
+    "into its folder as chat_template.jinja"
+)
+"""What to do about a model whose dialogs cannot be written."""
 SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
     "bing": "assistant", "bard": "assistant", "model": "assistant", "system": "system", "tool": "tool",
@@ -99,9 +104,13 @@ def rendered_dialogs(path: Path | str, tokenizer: Tokenizer) -> Iterator[Rendere
 
 
 def render_dialog(dialog: ReadDialog, tokenizer: Tokenizer) -> Rendered:
-    """Return a dialog as ids and a mask of trained tokens. Raises DataError if it cannot be rendered."""
+    """Return a dialog as ids and a mask of trained tokens.
+
+    Raises DataError if it cannot be rendered, and `ChatError` for a model without a chat template.
+    """
+    chat = tokenizer.require_chat(NO_TEMPLATE)
     try:
-        rendered = render(dialog.messages, tokenizer, **dialog.options)
+        rendered = chat.render(dialog.messages, **dialog.options)
     except (ChatError, TokenizerError, TypeError) as error:
         raise DataError(f"{dialog.where}: not a dialog: {error}") from error
     mask = list(rendered.mask)

@@ -111,9 +111,6 @@ class Material:
         return out
 
     def _dialog_ids(self, tokenizer: Tokenizer) -> list[list[int]]:
-        if not self.dialogs:
-            return []
-        tokenizer.require_chat()
         return [list(dialog.ids) for path in self.dialogs for dialog in rendered_dialogs(path, tokenizer)]
 
 

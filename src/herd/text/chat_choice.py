@@ -34,7 +34,6 @@ _PROBES: tuple[tuple[dict[str, str], ...], ...] = (_DIALOG[:1], _DIALOG, (_SYSTE
 _DATE = datetime.date(2024, 7, 26)
 _DATED_HEAD = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
 _EMPTY_SYSTEM = "<|start_header_id|>system<|end_header_id|>\n\n<|eot_id|>"
-_CURE = "it can still continue text (herd chat --complete, herd eval --mode base)"
 
 
 def choose_chat_format(tokenizer: Tokenizer) -> tuple[ChatFormat | None, str | None]:
@@ -49,12 +48,12 @@ def choose_chat_format(tokenizer: Tokenizer) -> tuple[ChatFormat | None, str | N
     if exact is not None and text in (None, CHAT_TEMPLATE):
         return exact, None
     if text is None:
-        return None, f"{tokenizer.where}: has no chat template, so dialogs cannot be written; {_CURE}"
+        return None, f"{tokenizer.where}: has no chat template, so dialogs cannot be written"
     try:
         chat = TemplateChat(tokenizer)
         return (exact if exact is not None and _same(chat, exact, tokenizer) else chat), None
     except ChatError as error:
-        return None, f"{tokenizer.where}: {error}; {_CURE}"
+        return None, f"{tokenizer.where}: {error}"
 
 
 def _same(chat: Any, exact: ChatFormat, tokenizer: Tokenizer) -> bool:

@@ -27,6 +27,9 @@ from .chat_choice import choose_chat_format
 from .chat_format import ChatFormat
 from .vocabulary import Vocabulary
 
+CONTINUE = "it can still continue text (herd chat --complete, herd eval --mode base)"
+"""What can be done with a model whose dialogs cannot be written."""
+
 
 class Tokenizer(ABC):
     """A vocabulary with the settings of its checkpoint. It does not change after it was made."""
@@ -116,10 +119,10 @@ class Tokenizer(ABC):
         """The reason, in one line, why the tokenizer has no chat format. None if it has one."""
         return self._choice[1]
 
-    def require_chat(self) -> ChatFormat:
-        """Return the format of dialogs. Raises `ChatError` if there is none."""
+    def require_chat(self, cure: str = CONTINUE) -> ChatFormat:
+        """Return the format of dialogs. Raises `ChatError` that ends with ``cure`` if there is none."""
         if self.chat is None:
-            raise ChatError(str(self.chat_problem))
+            raise ChatError(f"{self.chat_problem}; {cure}")
         return self.chat
 
     @cached_property

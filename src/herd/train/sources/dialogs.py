@@ -22,7 +22,6 @@ class DialogData(DataSection):
         return [self.path, *super().paths_given()]
 
     def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
-        tokenizer.require_chat()
         dialogs, heldout = (
             [] if path is None else list(rendered_dialogs(path, tokenizer))
             for path in (self.path, self.heldout)
