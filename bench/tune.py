@@ -34,7 +34,8 @@ from herd import checkpoint
 from herd.data.builtin import read_stdlib
 from herd.data.dialogs import Dialog, stream_dialogs
 from herd.data.tool_dialogs import names_tools, openai_messages, schemas
-from herd.distill.synth import SynthOptions, synthesize
+from herd.distill.synth import synthesize
+from herd.distill.teachers import SynthOptions
 from herd.evals.bpb import compare_compression, compression
 from herd.evals.harness import run_task
 from herd.evals.local import CheckpointModel

@@ -17,7 +17,8 @@ from herd.cli import run
 from herd.data.near_duplicates import NearDuplicates
 from herd.data.read_dialogs import read_dialogs
 from herd.data.sources import Document
-from herd.distill.synth import SeedPrompt, SynthOptions, prompts_from_documents, read_prompts, synthesize
+from herd.distill.synth import SeedPrompt, prompts_from_documents, read_prompts, synthesize
+from herd.distill.teachers import SynthOptions, open_teacher
 from herd.distill.verify import verify
 from herd.errors import ContextError, DataError, EngineError, StorageError
 from herd.tools import Sandbox
@@ -97,6 +98,9 @@ class Planted:
             told.append(some)
         return told
 
+    def most_tokens(self, messages, options):
+        return 25 * options.samples
+
 
 def planted(kind: str, n: int, share: float, seed: int = 0):
     rng = Random(f"{kind} {seed}")
@@ -161,11 +165,13 @@ def test_an_interrupted_run_continues_and_asks_nothing_twice(tmp_path):
 
 def test_a_budget_stops_and_a_larger_one_continues(tmp_path):
     prompts, teacher = planted("solver", 200, share=0.0)
+    with pytest.raises(DataError, match="may take 25 tokens, more than the budget"):
+        synthesize(prompts, teacher, tmp_path, SynthOptions(budget_tokens=24))
     found = synthesize(prompts, teacher, tmp_path, SynthOptions(budget_tokens=500))
     assert not found.finished
-    assert 500 <= found.tokens < 1000
+    assert 475 < found.tokens <= 500  # it takes 10 for a prompt, and might take 25
     by_price = SynthOptions(budget_usd=0.001, usd_per_mtok=1.0)
-    assert synthesize(prompts, teacher, tmp_path, by_price).n_done < len(prompts)
+    assert 975 < synthesize(prompts, teacher, tmp_path, by_price).tokens <= 1000
     done = synthesize(prompts, teacher, tmp_path, SynthOptions(budget_tokens=10**6))
     assert done.finished
     assert len(teacher.asked) == len(prompts)
@@ -320,6 +326,21 @@ class Stub(BaseHTTPRequestHandler):
         self.reply({"choices": [choice], "usage": {"total_tokens": 12}})
 
 
+def test_what_a_prompt_may_take_at_most_is_known_before_it_is_sent(real_data):
+    messages = [{"role": "user", "content": "Name a city. ウィーン " * 20}]
+    options = SynthOptions(samples=3, max_tokens=4, temperature=1.0)
+    local = open_teacher(str(real_data("smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    ((taken,),) = ([sum(n for _, n in answers)] for answers in local.answers([messages], options))
+    most = local.most_tokens(messages, options)
+    assert taken <= most <= taken + 3 * 4
+    assert local.most_tokens([{"role": "user", "content": "a " * 9000}], options) == 0  # refused: too long
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = open_teacher(f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert most <= endpoint.most_tokens(messages, options)
+
+
 def test_the_verb_asks_an_endpoint_and_says_what_it_did(tmp_path, capsys):
     file = tmp_path / "prompts.jsonl"
     rows = [{"prompt": f"Add {n} and {2 * n}", "expression": f"{n} + {2 * n}"} for n in range(5, 15)]
@@ -361,7 +382,7 @@ class Liar(Stub):
 def test_what_a_lying_server_says_is_one_line(tmp_path, capsys, way, code, said):
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"prompt": "What is 2 + 2?", "answer": 4}) + "\n")
-    budget = ["--budget-tokens", "1000"] if way in ("nousage", "negative") else []
+    budget = ["--budget-tokens", "5000"] if way in ("nousage", "negative") else []
     with ThreadingHTTPServer(("127.0.0.1", 0), Liar) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/{way}"

@@ -32,8 +32,8 @@ def synth_command(
         float, typer.Option(min=0, max=1, help="Share of answers that must say the same.")
     ] = 0.4,
     similarity: Annotated[float, typer.Option(min=0, max=1, help="Similarity of near-duplicates.")] = 0.8,
-    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after this many tokens.")] = None,
-    budget_usd: Annotated[float | None, typer.Option(min=0, help="Stop at this cost.")] = None,
+    budget_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens, prompts included.")] = None,
+    budget_usd: Annotated[float | None, typer.Option(min=0, help="Most to spend.")] = None,
     usd_per_mtok: Annotated[float, typer.Option(min=0, help="Price of a million tokens.")] = 0.0,
     name: Annotated[str | None, typer.Option("--model", help="Name of the model at an endpoint.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the answers.")] = 0,
@@ -46,7 +46,8 @@ def synth_command(
     from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 
     from ..data.corpus import read_corpus, require_apart
-    from ..distill.synth import SynthOptions, open_teacher, prompts_from_documents, read_prompts, synthesize
+    from ..distill.synth import prompts_from_documents, read_prompts, synthesize
+    from ..distill.teachers import SynthOptions, open_teacher
 
     if (prompts is None) == (documents is None):
         raise DataError("give either a file of prompts or --documents TEXT")
@@ -88,4 +89,6 @@ def synth_command(
         print(f"{len(found.refused):,} prompts left out that the teacher refused, such as {found.refused[0]}")
     print(f"{found.n_lines:,} dialogs in {out / 'shards'}, {found.n_duplicates:,} near-duplicates left out")
     if not found.finished:
-        print("the budget is spent; the same command with a larger one continues")
+        print(
+            "the next prompt may take more than the rest of the budget; the same command with more continues"
+        )

@@ -14,38 +14,30 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from ..checkpoint import checkpoint_hash, load_model, load_tokenizer
 from ..data.near_duplicates import NearDuplicates
 from ..data.read_dialogs import exchange
 from ..data.rows import read_rows
 from ..data.sources import Document
-from ..engine import Engine, Sampling
-from ..engine import Request as EngineRequest
 from ..errors import DataError, HerdError, StorageError
-from ..evals.endpoint import EndpointModel
 from ..evals.tasks.json_schema import check_schema
 from ..files import require_own, whole_folder, write_json
 from ..machine import lock_folder
-from ..text import Tokenizer
 from ..tools import Sandbox
+from .teachers import AnswerTeacher, Message, SynthOptions
 from .verify import verify, wanted_answer
 
 JOURNAL, OPTIONS = "journal.jsonl", "options.json"
 CHECKS = ("tests", "expression", "answer", "schema")
 """Fields of a prompt that verify its answer."""
 SHARD_LINES = 10_000
-AT_ONCE = 32
-"""Answers that are written together."""
 PASSAGE = 1_200
 """Characters of a document's passage for back-translation."""
 ASK = "Write one question that the following text answers. Write only the question.\n\n"
-Message = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -57,54 +49,6 @@ class SeedPrompt:
     messages: list[Message]
     check: dict[str, Any]
     passage: str = ""
-
-
-class AnswerTeacher(Protocol):
-    """A model that answers. ``hash`` identifies it in the provenance."""
-
-    name: str
-    hash: str
-
-    def answers(
-        self, prompts: Sequence[Sequence[Message]], options: SynthOptions
-    ) -> Iterable[list[tuple[str, int]] | HerdError]:
-        """Yield ``options.samples`` answers to each prompt, with their tokens (prompt included).
-
-        An answer that did not end is empty. The error stands for a prompt that cannot be answered.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class SynthOptions:
-    """Options of a synthesis: prompts to the teacher, accepted answers, and limits.
-
-    ``agree`` is the fraction of samples that must say the same if nothing else verifies an answer.
-    """
-
-    samples: int = 1
-    temperature: float = 0.7
-    max_tokens: int = 512
-    agree: float = 0.4
-    similarity: float = 0.8
-    budget_tokens: int | None = None
-    budget_usd: float | None = None
-    usd_per_mtok: float = 0.0
-    seed: int = 0
-
-    @property
-    def limited(self) -> bool:
-        """Whether there is a budget."""
-        return self.budget_tokens is not None or self.budget_usd is not None
-
-    def spent(self, tokens: int) -> float:
-        """Return the cost of some tokens in USD."""
-        return tokens / 1e6 * self.usd_per_mtok
-
-    def exhausted(self, tokens: int) -> bool:
-        """Return whether the budget is spent."""
-        over = self.budget_tokens is not None and tokens >= self.budget_tokens
-        return over or (self.budget_usd is not None and self.spent(tokens) >= self.budget_usd)
 
 
 @dataclass
@@ -222,9 +166,8 @@ def _answer_others(
     waiting = [number for number in range(len(prompts)) if number not in done]
     refused: list[str] = []
     with Sandbox() as sandbox, journal.open("a", encoding="utf-8") as file:
-        for numbers in _parts(waiting, max(1, AT_ONCE // options.samples)):
-            if options.exhausted(tokens):
-                break
+        while numbers := list(_affordable(waiting[: options.at_once], prompts, teacher, options, tokens)):
+            waiting = waiting[len(numbers) :]
             asked = teacher.answers([prompts[number].messages for number in numbers], options)
             for number, answers in zip(numbers, asked, strict=True):
                 if isinstance(answers, HerdError):
@@ -242,7 +185,29 @@ def _answer_others(
                 raise DataError(refused[0])
             if progress is not None:
                 progress(len(done) + len(refused), len(prompts))
+    if waiting and not done:
+        most = teacher.most_tokens(prompts[waiting[0]].messages, options)
+        raise DataError(
+            f"{prompts[waiting[0]].where}: may take {most:,} tokens, more than the budget; raise it, or "
+            "lower --max-tokens"
+        )
     return refused
+
+
+def _affordable(
+    numbers: Sequence[int],
+    prompts: Sequence[SeedPrompt],
+    teacher: AnswerTeacher,
+    options: SynthOptions,
+    tokens: int,
+) -> Iterator[int]:
+    """Yield the first prompts whose answers stay within the budget, however long, after ``tokens``."""
+    for number in numbers:
+        if options.limited:
+            tokens += teacher.most_tokens(prompts[number].messages, options)
+            if not options.affords(tokens):
+                return
+        yield number
 
 
 def _judged(
@@ -350,85 +315,3 @@ def _write_shards(
 
 def _parts(items: list[T], size: int) -> list[list[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
-
-
-# Teachers ---------------------------------------------------------------------------------------------------
-
-
-class LocalTeacher:
-    """A model of this machine, run by the engine."""
-
-    def __init__(self, model: str) -> None:
-        tokenizer = load_tokenizer(model)
-        if tokenizer is None:
-            raise DataError(f"{model}: has no tokenizer, and a teacher needs one")
-        tokenizer.require_chat()
-        self.name, self.hash = model, checkpoint_hash(model)
-        self._tokenizer: Tokenizer = tokenizer
-        self._engine = Engine(load_model(model), tokenizer, max_batch=AT_ONCE)
-
-    def answers(
-        self, prompts: Sequence[Sequence[Message]], options: SynthOptions
-    ) -> Iterator[list[tuple[str, int]] | HerdError]:
-        """See `AnswerTeacher`."""
-        asked: list[list[EngineRequest] | HerdError] = []
-        for messages in prompts:
-            try:
-                asked.append(self._requests(messages, options))
-            except HerdError as error:
-                asked.append(error)
-        requests = [request for each in asked if isinstance(each, list) for request in each]
-        told = iter(
-            (
-                completion.text if completion.finish_reason == "stop" else "",
-                completion.prompt_tokens + len(completion.ids),
-            )
-            for completion in self._engine.run(requests)
-        )
-        for each in asked:
-            yield list(islice(told, options.samples)) if isinstance(each, list) else each
-
-    def _requests(self, messages: Sequence[Message], options: SynthOptions) -> list[EngineRequest]:
-        """Return a request for each sample of an answer. Raises a HerdError if it cannot be answered."""
-        ids = self._tokenizer.require_chat().render(messages, generation_prompt=True).ids
-        digest = hashlib.sha256(json.dumps([options.seed, ids]).encode()).digest()
-        first = int.from_bytes(digest[:4], "little")
-        sampling = Sampling(temperature=options.temperature, max_tokens=options.max_tokens)
-        requests = [
-            EngineRequest(ids, replace(sampling, seed=first + sample)) for sample in range(options.samples)
-        ]
-        self._engine.check(requests[0])
-        return requests
-
-
-class EndpointTeacher:
-    """A model behind OpenAI's API at a URL."""
-
-    def __init__(self, url: str, model: str | None) -> None:
-        self._endpoint = EndpointModel(url, model)
-        self.name, self.hash = f"{self._endpoint.url} {self._endpoint.name}", self._endpoint.hash
-
-    def answers(
-        self, prompts: Sequence[Sequence[Message]], options: SynthOptions
-    ) -> Iterator[list[tuple[str, int]] | HerdError]:
-        """See `AnswerTeacher`."""
-        bodies = [
-            {
-                "messages": list(messages), "max_tokens": options.max_tokens,
-                "temperature": options.temperature, "seed": options.seed + sample,
-            }
-            for messages in prompts
-            for sample in range(options.samples)
-        ]  # fmt: skip
-        told = self._endpoint.chat_many(bodies)
-        for _ in prompts:
-            some = list(islice(told, options.samples))
-            error = next((each for each in some if isinstance(each, HerdError)), None)
-            yield [each for each in some if not isinstance(each, HerdError)] if error is None else error
-
-
-def open_teacher(model: str, name: str | None = None) -> AnswerTeacher:
-    """Return the teacher that ``model`` names: a model of this machine, or the URL of an endpoint."""
-    if model.startswith(("http://", "https://")):
-        return EndpointTeacher(model, name)
-    return LocalTeacher(model)
