@@ -11,6 +11,7 @@ import torch
 from herd import checkpoint
 from herd.checkpoint import load_tokenizer
 from herd.cli import run
+from herd.data.builtin import parallel_lines
 from herd.llama.config import ModelConfig
 from herd.llama.model import LlamaLM
 from herd.llama.new_rows import train_new_rows
@@ -85,6 +86,28 @@ def test_a_check_measures_fertility_without_weights_and_writes_nothing(tmp_path,
     assert found["added"] == 50
     assert found["after"] > 2 * found["before"]
     assert not (tmp_path / "out").exists()
+
+
+def test_languages_that_are_not_replayed_are_named_before_training(tmp_path, capsys):
+    tokenizer = Tokenizer.train(["the cat sat on the mat " * 50], 520)
+    config = CONFIG.replace(vocab_size=520, max_context=512)
+    checkpoint.save_model(tmp_path / "base", LlamaLM(config).init_weights(0), tokenizer)
+    (tmp_path / "ja.txt").write_text("\n".join("".join(PHRASES) + f"{n}" for n in range(900)))
+    for code in ("en", "de"):
+        rows = [{"text": "\n".join(parallel_lines(code)[n : n + 20])} for n in range(0, 300, 20)]
+        (tmp_path / f"{code}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["tune", "language", "ja", "--model", str(tmp_path / "base"), "--text", str(tmp_path / "ja.txt")]
+    replay = ["--replay", str(tmp_path / "en.jsonl"), "--replay", str(tmp_path / "de.jsonl")]
+    line = "no text of --replay in French, Italian, Portuguese, Hindi, Spanish, Thai: what"
+    assert run([*words, *replay, "--check"]) == 0
+    assert line in capsys.readouterr().out
+    assert run([*words, "--check"]) == 0
+    assert "the replay has text in every language" in capsys.readouterr().out
+    assert (
+        run([*words, *replay, "--add", "6", "--rank", "4", "--tokens", "1", "--out", str(tmp_path / "out")])
+        == 0
+    )
+    assert line in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", [("--replay-share", "0"), ("--lr", "-1")])

@@ -241,14 +241,16 @@ def language_command(
     ] = None,
     replay_share: Annotated[float, typer.Option(help="Share of the rows that are replay.")] = 0.2,
     out: Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/tune/LANGUAGE).")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only measure bytes per token, and stop.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only show bytes per token and what is not replayed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Teach a model a language: extend its vocabulary, train the new tokens, and measure the changes.
 
     Ctrl-C saves the state of the run, and the same command resumes it.
     """
-    from ..tune.language import LanguageOptions, measure_fertility, steps_of, teach_language
+    from ..tune.language import LanguageOptions, measure_fertility, steps_of, teach_language, without_replay
     from ..tune.run import table
 
     if not language.replace("-", "").isalnum():
@@ -264,6 +266,7 @@ def language_command(
             print_json(vars(fertility))
         else:
             print(f"{language}: {fertility}")
+            print(without_replay(options) or "the replay has text in every language of the report")
         return
     with step_progress(language, steps_of(options), show=True) as on_step:
         say = (lambda line: None) if as_json else print

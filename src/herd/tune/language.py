@@ -33,17 +33,19 @@ from ..checkpoint import (
     write_checkpoint,
 )
 from ..checkpoint.adapter_config import refuse_adapter
-from ..data.builtin import parallel_lines
+from ..data.builtin import LANGUAGES, parallel_lines
 from ..data.corpus import read_corpus, require_apart
+from ..data.languages import languages_in
 from ..data.origin import RECORD, bind
 from ..data.text_files import expand_paths, list_files
-from ..data.wordings import LANGUAGES
+from ..data.tuning import read_tuning
 from ..dtypes import fast_dtype, torch_dtype
 from ..errors import DataError
 from ..evals.bpb import compression
 from ..evals.windows import from_texts
 from ..files import require_own, write_atomically, write_json
 from ..quant.linear import use_exact_products
+from ..report.units import language as language_name
 from ..text import Tokenizer
 from ..text.extend import ExtendedVocabulary, extend_vocabulary
 from ..train.recipe import parse_recipe
@@ -60,6 +62,8 @@ EXCERPT = 500
 """Characters of a held-out block that bits per byte are measured on: many short documents vary more."""
 OTHER_BYTES = 6_000
 CONTEXT = 512
+REPLAY_SAMPLE = 1_000
+"""Rows of replay whose languages are recognized."""
 STEP_TOKENS = 2048
 FERTILITY = "fertility.json"
 
@@ -109,6 +113,26 @@ def measure_fertility(options: LanguageOptions) -> Fertility:
     return _extended(options, *divided_text(options.text))[1]
 
 
+def without_replay(options: LanguageOptions) -> str | None:
+    """Return a line that names the languages of the report that the replay has no text in, or None.
+
+    Without ``options.replay`` it has Herd's sentences in all of them.
+    """
+    if not options.replay:
+        return None
+    tokenizer = load_tokenizer(options.model)
+    if tokenizer is None:
+        raise DataError(f"{options.model}: has no tokenizer to extend")
+    rows = read_tuning(options.replay, tokenizer, CONTEXT).require_examples()
+    some = rows[:: math.ceil(len(rows) / REPLAY_SAMPLE)]
+    found = languages_in(tokenizer.decode(row.rendered.ids) for row in some)
+    missing = [code for code in LANGUAGES if code not in {*found, options.language}]
+    if not missing:
+        return None
+    names = ", ".join(map(language_name, missing))
+    return f"no text of --replay in {names}: what the model knows of these may be lost; add text to keep it"
+
+
 def teach_language(
     options: LanguageOptions,
     *,
@@ -137,6 +161,8 @@ def teach_language(
             (out / name).unlink(missing_ok=True)
     fertility = extend_model(options, train, heldout, out)
     say(f"{options.language}: {fertility}")
+    if line := without_replay(options):
+        say(line)
     _write_rows(out / "train.jsonl", train)
     others = {lang: parallel_lines(lang) for lang in LANGUAGES if lang != options.language}
     if not options.replay:
