@@ -12,6 +12,7 @@ from herd import checkpoint
 from herd.checkpoint import load_tokenizer
 from herd.cli import run
 from herd.data.builtin import parallel_lines
+from herd.evals.windows import from_texts
 from herd.llama.config import ModelConfig
 from herd.llama.model import LlamaLM
 from herd.llama.new_rows import train_new_rows
@@ -59,6 +60,15 @@ def test_a_language_is_learned_and_reported(real_data, tmp_path, capsys):
     assert "text: ja, bits/byte" in said
     assert "text: en, bits/byte" in said
     report = json.loads((tmp_path / "out" / "language.json").read_text())
+    replayed = {
+        json.loads(row)["text"] for row in (tmp_path / "out" / "replay.jsonl").read_text().splitlines()
+    }
+    for code in ("en", "hi", "th"):
+        measured = from_texts(parallel_lines(code), tokenizer, max_bytes=6_000)
+        of_report = json.loads((tmp_path / "out" / "before.json").read_text())[code]["n_bytes"]
+        assert of_report == [document.n_bytes for document in measured]
+        assert replayed & {*parallel_lines(code)}
+        assert not replayed & {*parallel_lines(code)[: len(measured)]}
     assert report["fertility"]["after"] > 2 * report["fertility"]["before"]
     found = report["bits_per_byte"]["ja"]
     assert found["after"] < 0.8 * found["before"]

@@ -61,6 +61,8 @@ HELDOUT_BYTES = 30_000
 EXCERPT = 500
 """Characters of a held-out block that bits per byte are measured on: many short documents vary more."""
 OTHER_BYTES = 6_000
+OTHER_LINES = 110
+"""Sentences of each other language that are measured, up to `OTHER_BYTES`. Only later ones are replayed."""
 CONTEXT = 512
 REPLAY_SAMPLE = 1_000
 """Rows of replay whose languages are recognized."""
@@ -164,9 +166,11 @@ def teach_language(
     if line := without_replay(options):
         say(line)
     _write_rows(out / "train.jsonl", train)
-    others = {lang: parallel_lines(lang) for lang in LANGUAGES if lang != options.language}
+    sentences = {lang: parallel_lines(lang) for lang in LANGUAGES if lang != options.language}
+    others = {lang: lines[:OTHER_LINES] for lang, lines in sentences.items()}
     if not options.replay:
-        _write_rows(out / "replay.jsonl", (line for lines in others.values() for line in lines))
+        replay = (line for lines in sentences.values() for line in lines[OTHER_LINES:])
+        _write_rows(out / "replay.jsonl", replay)
     text = _recipe(options, fertility.added)
     write_atomically(out / "recipe.yaml", text)
     folder, _ = run_recipe(parse_recipe(text, str(out / "recipe.yaml")), on_step=on_step)
