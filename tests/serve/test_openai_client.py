@@ -252,7 +252,6 @@ def test_tokens_of_a_request_are_counted_without_an_answer(client, http):
     assert counted == chat(client, tools=body["tools"]).usage.prompt_tokens
 
 
-@pytest.mark.parametrize("with_gateway", [False], indirect=True)  # a gateway refuses it
 def test_a_grammar_in_the_form_of_llamacpp(client):
     grammar = {"grammar": 'root ::= "yes" | "no" " "{2} "way"'}
     answer = chat(client, extra_body=grammar, temperature=1, seed=1).choices[0].message.content

@@ -23,7 +23,8 @@ class ChatCall:
     the checkpoint's default. ``schema`` is the JSON schema of the answer's text. ``warnings`` are told to the
     client, and more are added. ``prefill`` is the beginning of the answer, which the model continues.
     ``grammar`` is the form of the answer's text, instead of a ``schema`` and without tools. Only requests of
-    one ``cache_salt`` and of the same group of keys share cached prompts.
+    one ``cache_salt`` and of the same group of keys share cached prompts. ``passed`` are fields that a model
+    of another server gets as they are, and a model of this process never.
     """
 
     messages: list[dict[str, Any]]
@@ -37,6 +38,7 @@ class ChatCall:
     prefill: str = ""
     grammar: Constraint | None = None
     cache_salt: str = ""
+    passed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -53,6 +55,7 @@ class TextCall:
     grammar: Constraint | None = None
     echo: bool = False
     cache_salt: str = ""
+    passed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def checked_sampling(defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> Sampling:

@@ -22,6 +22,10 @@ from .tools import OfferedTool
 TEXT_PARTS = ("text", "input_text", "output_text")
 PARTS = (*TEXT_PARTS, "refusal", "image_url", "input_image", "image", "input_audio", "file", "input_file")
 SYSTEM_ROLES = ("system", "developer")
+MEDIA = {"image_url": "url", "input_audio": "data"}
+"""Parts of messages that models of other servers read, with the name of what each must have."""
+_SHAPED = {"role", "content", "tool_calls", "tool_call_id", "herd_steps"}
+"""Fields of a message that are read here."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,15 @@ class ShapedDialog:
     call_format: str
 
 
-def read_messages(messages: Sequence[Mapping[str, Any]], warnings: list[str]) -> list[dict[str, Any]]:
+def read_messages(
+    messages: Sequence[Mapping[str, Any]], warnings: list[str], *, is_upstream: bool = False
+) -> list[dict[str, Any]]:
     """Return OpenAI's chat messages with plain text as content, checked one by one.
 
     System messages at the beginning become one. A later one is shown as the user's, and a warning says so.
-    Raises `BadRequest`, naming the message, for one that is malformed or is not text.
+    ``is_upstream``: for a model of another server, a content may be a list of parts with `MEDIA`, and fields
+    that are not known here stay. Raises `BadRequest`, naming the message, for one that is malformed or has
+    what the model cannot read.
     """
     if not messages:
         raise BadRequest("messages is empty: send at least one message", "messages")
@@ -51,13 +59,16 @@ def read_messages(messages: Sequence[Mapping[str, Any]], warnings: list[str]) ->
         content = message.get("content")
         if ROLES[role] == "tool" and not _has_parts(content):
             content = _json_text(content, f"{where}.content")
-        content = text_of(content, f"{where}.content", may_be_empty=role == "assistant")
-        shaped: dict[str, Any] = {
-            "role": "system" if role in SYSTEM_ROLES else ROLES[role],
-            "content": content,
-        }
+        shaped: dict[str, Any] = {"role": "system" if role in SYSTEM_ROLES else ROLES[role]}
+        if is_upstream:
+            more = message.keys() - _SHAPED
+            shaped |= {name: message[name] for name in message if name in more and message[name] is not None}
+        if is_upstream and shaped["role"] != "system" and has_media(content):
+            shaped["content"] = _parts(content, f"{where}.content")
+        else:
+            shaped["content"] = text_of(content, f"{where}.content", may_be_empty=role == "assistant")
         if shaped["role"] == "system" and out and out[-1]["role"] == "system":
-            out[-1]["content"] += "\n\n" + content
+            out[-1]["content"] += "\n\n" + shaped["content"]
             continue
         if shaped["role"] == "system" and out:
             warnings.append(
@@ -78,9 +89,39 @@ def read_messages(messages: Sequence[Mapping[str, Any]], warnings: list[str]) ->
 
 def take_prefill(messages: list[dict[str, Any]]) -> str:
     """Remove the assistant's message at the end and return its text, which the answer is to continue."""
-    if len(messages) < 2 or messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
+    last = messages[-1]
+    is_text = last["role"] == "assistant" and not last.get("tool_calls") and isinstance(last["content"], str)
+    if len(messages) < 2 or not is_text:
         raise BadRequest("the last message must be the assistant's text, to be continued", "messages")
     return str(messages.pop()["content"])
+
+
+def has_media(content: Any) -> bool:
+    """Return whether a content is a list of parts with a picture or a sound among them."""
+    return isinstance(content, list) and any(
+        isinstance(part, Mapping) and part.get("type") in MEDIA for part in content
+    )
+
+
+def _parts(content: Sequence[Any], where: str) -> list[dict[str, Any]]:
+    """Return the parts of a content for another server: text, and `MEDIA` with what is known of them.
+
+    That server would fetch an address. It may reach what the client cannot, so the data must be in the part.
+    """
+    out: list[dict[str, Any]] = []
+    for number, part in enumerate(content):
+        place, kind = f"{where}[{number}]", part.get("type") if isinstance(part, Mapping) else None
+        if kind not in MEDIA:
+            out.append({"type": "text", "text": _part_text(part, place)})
+            continue
+        about, name = part.get(kind), MEDIA[kind]
+        if not isinstance(about, Mapping) or not isinstance(about.get(name), str):
+            raise BadRequest(f"{place}.{kind} must be an object with {name!r}", place)
+        if name == "url" and not about["url"].startswith("data:"):
+            raise BadRequest(f"{place}: addresses are not fetched; send a data: URL", place)
+        known = {each: about[each] for each in (name, "detail", "format") if isinstance(about.get(each), str)}
+        out.append({"type": kind, kind: known})
+    return out
 
 
 def _has_parts(content: Any) -> bool:
@@ -113,15 +154,16 @@ def text_of(content: Any, where: str, *, may_be_empty: bool = False) -> str:
         return ""
     if not isinstance(content, list):
         raise BadRequest(f"{where} must be text or a list of parts of text", where)
-    texts = []
-    for number, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, Mapping) else part
-        if kind not in (*TEXT_PARTS, "refusal") or not isinstance(text, str):
-            known = "" if kind in TEXT_PARTS else f": a part of type {str(kind)[:40]!r} is not supported"
-            raise BadRequest(f"{where}[{number}]{known}; the model reads text only", f"{where}[{number}]")
-        texts.append(text)
-    return "".join(texts)
+    return "".join(_part_text(part, f"{where}[{number}]") for number, part in enumerate(content))
+
+
+def _part_text(part: Any, where: str) -> str:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, Mapping) else part
+    if kind not in (*TEXT_PARTS, "refusal") or not isinstance(text, str):
+        known = "" if kind in TEXT_PARTS else f": a part of type {str(kind)[:40]!r} is not supported"
+        raise BadRequest(f"{where}{known}; the model reads text only", where)
+    return text
 
 
 def shape_dialog(

@@ -21,11 +21,17 @@ from .problems import BadRequest
 Effect = Literal["honoured", "silent", "warned", "refused"]
 MAX_WARNINGS = 32
 """Warnings of one response. A body may have any number of unknown fields."""
+WITHHELD = "withheld"
+_PASSING_APIS = ("chat", "completions")
+"""APIs that other servers have too, so that their unknown fields can be passed on."""
 
 
 @dataclass(frozen=True)
 class RequestField:
-    """A field of an API and what becomes of it. ``harmless`` values are accepted without effect."""
+    """A field of an API and what becomes of it. ``harmless`` values are accepted without effect.
+
+    ``passes``: a model of another server gets it as it is.
+    """
 
     api: str
     name: str
@@ -33,16 +39,22 @@ class RequestField:
     reason: str = ""
     harmless: tuple[Any, ...] = ()
     example: Any = None
+    passes: bool = False
 
 
 @cache
 def field_table() -> Mapping[str, Mapping[str, RequestField]]:
     """Return the fields of every API by name."""
-    text = files(__package__).joinpath("fields.yaml").read_text(encoding="utf-8")
-    return {
-        api: {each.name: each for each in _rows(api, classes)}
-        for api, classes in yaml.safe_load(text).items()
-    }
+    apis = {api: classes for api, classes in _tables().items() if api != WITHHELD}
+    return {api: {each.name: each for each in _rows(api, classes)} for api, classes in apis.items()}
+
+
+@cache
+def _tables() -> dict[str, Any]:
+    tables: dict[str, Any] = yaml.safe_load(
+        files(__package__).joinpath("fields.yaml").read_text(encoding="utf-8")
+    )
+    return tables
 
 
 def _rows(api: str, classes: dict[str, Any]) -> Iterator[RequestField]:
@@ -56,13 +68,16 @@ def _rows(api: str, classes: dict[str, Any]) -> Iterator[RequestField]:
 
 
 def sort_fields(
-    api: str, body: Mapping[str, Any], *, strict: bool = False
+    api: str, body: Mapping[str, Any], *, strict: bool = False, is_upstream: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the honoured fields of a body, and warnings about others (``name=reason``).
 
-    Raises `BadRequest` for a refused field, and with ``strict`` for an unknown one.
+    With ``is_upstream`` (the model is on another server), fields to pass on are returned too. Raises
+    `BadRequest` for a refused field, and with ``strict`` for an unknown one.
     """
     table = field_table()[api]
+    withheld = _tables()[WITHHELD]
+    passes_unknown = is_upstream and not strict and api in _PASSING_APIS
     honoured: dict[str, Any] = {}
     warnings: list[str] = []
     for name, value in body.items():
@@ -71,6 +86,8 @@ def sort_fields(
             honoured[name] = value
         elif value is None:
             continue
+        elif row.passes and is_upstream if row is not None else passes_unknown and name not in withheld:
+            honoured[name] = value
         elif row is None:
             hint = _nearest(name, table) if len(warnings) < MAX_WARNINGS else ""
             if strict:

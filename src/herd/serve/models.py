@@ -14,6 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from ..machine import return_freed_memory
 from .chat import ANY_NAME
-from .errors import NotFound
+from .errors import ApiError, NotFound
 from .problems import Overloaded
 from .source import Servable
 
@@ -102,6 +103,14 @@ class ModelPool:
             sorted({each for slot in self.slots for each in (slot.name, *slot.aliases, *slot.adapters)})
         )
         raise NotFound(f"the model {str(name)[:80]!r} does not exist; this server has: {known}")
+
+    def is_upstream(self, name: object) -> bool:
+        """Return whether a request that names its model so is for a model of another server."""
+        with suppress(ApiError):
+            if name is None or isinstance(name, str):
+                served = self.find(name).served
+                return served is not None and served.is_upstream
+        return False
 
     def visible(self, principal: Principal) -> list[ModelSlot]:
         """Return the models that a key may use."""

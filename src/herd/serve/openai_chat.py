@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -11,7 +12,6 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
-from ..engine.constraint import MAX_TEXT
 from .answer import LiveAnswer
 from .auth import Principal, require
 from .calls import ChatCall
@@ -49,13 +49,11 @@ class ChatRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     json_schema: dict[str, Any] | None = None
-    grammar: str | None = Field(None, max_length=MAX_TEXT)
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
     safety_identifier: str | None = None
 
 
@@ -67,7 +65,8 @@ async def chat_completions(
     """Answer a dialog."""
     asked, warnings = await read_request(request, "chat", ChatRequest)
     served = await use_model(request, principal, asked.model)
-    call = await run_in_threadpool(_chat_call, asked, warnings, offered_tools(request, principal))
+    offer = offered_tools(request, principal)
+    call = await run_in_threadpool(_chat_call, asked, warnings, offer, served.is_upstream)
     prompt = await served.prepare_chat(call)
     writer = ChatWriter(served.name, asked.includes_usage, tells_usage=asked.tells_usage)
     return await respond(
@@ -83,13 +82,14 @@ async def count_input_tokens(
     """Count the tokens of a request without answering it."""
     asked, warnings = await read_request(request, "chat", ChatRequest)
     served = await use_model(request, principal, asked.model)
-    call = await run_in_threadpool(_chat_call, asked, warnings, offered_tools(request, principal))
+    offer = offered_tools(request, principal)
+    call = await run_in_threadpool(_chat_call, asked, warnings, offer, served.is_upstream)
     count = len(await served.encode_chat(call))
     body = {"object": "chat.completion.input_tokens", "input_tokens": count}
     return JSONResponse(body, headers=warning_header(warnings))
 
 
-def _chat_call(asked: ChatRequest, warnings: list[str], offer: ToolOffer) -> ChatCall:
+def _chat_call(asked: ChatRequest, warnings: list[str], offer: ToolOffer, is_upstream: bool) -> ChatCall:
     tools = read_tools(asked.tools, warnings, offer)
     if asked.top_logprobs is not None and not asked.logprobs:
         raise BadRequest("top_logprobs needs logprobs: true", "top_logprobs")
@@ -101,7 +101,7 @@ def _chat_call(asked: ChatRequest, warnings: list[str], offer: ToolOffer) -> Cha
         "max_tokens": asked.max_completion_tokens or asked.max_tokens,
         "logprobs": (asked.top_logprobs or 0) if asked.logprobs else None,
     }
-    messages = read_messages(asked.messages, warnings)
+    messages = read_messages(asked.messages, warnings, is_upstream=is_upstream)
     prefill = ""
     if asked.continue_final_message:
         if asked.add_generation_prompt:
@@ -114,22 +114,24 @@ def _chat_call(asked: ChatRequest, warnings: list[str], offer: ToolOffer) -> Cha
         raise BadRequest(
             "add_generation_prompt: false needs continue_final_message: true", "add_generation_prompt"
         )
-    form = asked.response_format
-    if asked.json_schema is not None:
-        form = {"type": "json_object", "schema": asked.json_schema}
-    return ChatCall(
+    call = ChatCall(
         messages,
         sampling,
         tools,
         read_tool_choice(asked.tool_choice, tools, warnings),
         asked.parallel_tool_calls is not False,
-        response_schema(form, warnings),
-        asked.n or 1,
-        warnings,
-        prefill,
-        None if asked.grammar is None else grammar_constraint(asked.grammar),
-        asked.cache_salt or "",
+        n=asked.n or 1,
+        warnings=warnings,
+        prefill=prefill,
+        cache_salt=asked.cache_salt or "",
     )
+    if is_upstream:
+        return replace(call, schema=asked.json_schema, passed=asked.passed())
+    form = asked.response_format
+    if asked.json_schema is not None:
+        form = {"type": "json_object", "schema": asked.json_schema}
+    grammar = None if asked.grammar is None else grammar_constraint(asked.grammar)
+    return replace(call, schema=response_schema(form, warnings), grammar=grammar)
 
 
 class ChatWriter(AnswerWriter):

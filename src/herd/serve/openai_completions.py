@@ -12,7 +12,6 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 from starlette.responses import Response
 
-from ..engine.constraint import MAX_TEXT
 from .answer import LiveAnswer
 from .auth import Principal, require
 from .calls import TextCall
@@ -36,8 +35,6 @@ class CompletionRequest(SamplingFields):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
-    response_format: dict[str, Any] | None = None
-    grammar: str | None = Field(None, max_length=MAX_TEXT)
 
 
 @router.post("/v1/completions", **documented(CompletionRequest))
@@ -48,7 +45,7 @@ async def completions(
     """Continue one or more prompts."""
     asked, warnings = await read_request(request, "completions", CompletionRequest)
     served = await use_model(request, principal, asked.model)
-    calls = await run_in_threadpool(_text_calls, asked, warnings)
+    calls = await run_in_threadpool(_text_calls, asked, warnings, served.is_upstream)
     if len(calls) * (asked.n or 1) > MAX_PROMPTS:
         raise BadRequest(
             f"{len(calls)} prompts with n={asked.n or 1}: the limit is {MAX_PROMPTS} answers", "prompt"
@@ -60,7 +57,7 @@ async def completions(
     )
 
 
-def _text_calls(asked: CompletionRequest, warnings: list[str]) -> list[TextCall]:
+def _text_calls(asked: CompletionRequest, warnings: list[str], is_upstream: bool) -> list[TextCall]:
     given: Any = asked.prompt
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         given = [given]
@@ -72,6 +69,9 @@ def _text_calls(asked: CompletionRequest, warnings: list[str]) -> list[TextCall]
         "max_tokens": asked.max_tokens or DEFAULT_MAX_TOKENS,
         "logprobs": asked.logprobs,
     }
+    if is_upstream:
+        more: dict[str, Any] = {"cache_salt": asked.cache_salt or "", "passed": asked.passed()}
+        return [TextCall(each, sampling, asked.n or 1, echo=bool(asked.echo), **more) for each in given]
     schema = response_schema(asked.response_format, warnings)
     grammar = None
     if asked.grammar is not None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from starlette.responses import JSONResponse, Response
 
 from .answer import LiveAnswer
@@ -62,7 +62,12 @@ Item = dict[str, Any]
 
 
 class InputRequest(RequestModel):
-    """The honoured fields of a request to count tokens (`fields.yaml` has the others)."""
+    """The honoured fields of a request to count tokens (`fields.yaml` has the others).
+
+    For a model of another server, ``model_extra`` has ``reasoning``.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     model: str | None = None
     input: str | list[dict[str, Any]]
@@ -134,9 +139,12 @@ def _chat_call(
     system = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
     dialog = read_messages([*system, *read_items(asked.input, warnings)], warnings)
     schema = response_schema(text.get("format"), warnings)
+    reasoning = (asked.model_extra or {}).get("reasoning")
+    effort = reasoning.get("effort") if isinstance(reasoning, Mapping) else None
     return ChatCall(
-        dialog, sampling, tools, choice, asked.parallel_tool_calls is not False, schema, warnings=warnings
-    )
+        dialog, sampling, tools, choice, asked.parallel_tool_calls is not False, schema, warnings=warnings,
+        passed={} if effort is None else {"reasoning_effort": effort},
+    )  # fmt: skip
 
 
 def read_items(items: str | Sequence[Mapping[str, Any]], warnings: list[str]) -> list[dict[str, Any]]:

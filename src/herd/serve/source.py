@@ -80,9 +80,10 @@ class Servable(ABC, Generic[PromptT]):
     ``aliases`` are other names that clients may use. "*": any name. ``adapters`` are the adapters on the
     model, whose names clients use like those of models. ``context`` is in tokens, ``created`` in seconds
     since 1970. ``facts`` are shown to clients that ask about the model. ``fingerprint`` changes if the same
-    request may get another answer.
+    request may get another answer. ``is_upstream``: it is on another server.
     """
 
+    is_upstream: bool = False
     name: str
     context: int
     aliases: frozenset[str]

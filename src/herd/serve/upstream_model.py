@@ -15,7 +15,16 @@ from .models import ModelPool, ModelSlot
 from .problems import BadRequest, Overloaded, PromptTooLong
 from .source import AnswerSource, Servable
 from .upstream_source import STOPPING, UpstreamPrompt, UpstreamSource
-from .upstream_wire import chat_body, encoded, error_message, prompt_size, text_body, tokenize_body
+from .upstream_wire import (
+    MAX_TOKENS,
+    chat_body,
+    check_passed,
+    encoded,
+    error_message,
+    prompt_size,
+    text_body,
+    tokenize_body,
+)
 from .upstreams import Fleet
 
 if TYPE_CHECKING:
@@ -72,6 +81,7 @@ class UpstreamModel(Servable[UpstreamPrompt]):
     Herd).
     """
 
+    is_upstream = True
     adapters: frozenset[str] = frozenset()
     fingerprint = "herd-upstream"
 
@@ -108,7 +118,11 @@ class UpstreamModel(Servable[UpstreamPrompt]):
         return self._prompt("/v1/completions", text_body(call, self.name), call, {})
 
     async def encode_chat(self, call: ChatCall) -> list[int]:
-        return await self._tokenize(chat_body(call, self.name))
+        check_passed(call.passed)
+        body = chat_body(call, self.name)
+        if prompt_size(body)[1] == MAX_TOKENS:
+            raise BadRequest("the tokens of pictures and sounds cannot be counted beforehand", "messages")
+        return list((await self._ask("/tokenize", tokenize_body(body, call.passed)))["tokens"])
 
     async def encode(self, text: str, *, bos: bool, special: bool) -> list[int]:
         answer = await self._ask("/tokenize", {"model": self.name, "prompt": text, "add_special_tokens": bos})
@@ -131,7 +145,8 @@ class UpstreamModel(Servable[UpstreamPrompt]):
         than the room is limited to it, because vLLM refuses to begin it.
         """
         upstream = self._fleet.choose(self.name)
-        if upstream is None or upstream.counts_tokens is False:
+        prompts = [prompt for prompt in prompts if prompt.is_text]
+        if not prompts or upstream is None or upstream.counts_tokens is False:
             return
         most = max(prompt.bound + (prompt.sampling.max_tokens or 0) for prompt in prompts)
         may_not_fit = self._tells_context and most > self.context
@@ -139,7 +154,7 @@ class UpstreamModel(Servable[UpstreamPrompt]):
             return
 
         async def count(prompt: UpstreamPrompt) -> int | None:
-            body = encoded(tokenize_body(prompt.body))
+            body = encoded(tokenize_body(prompt.body, prompt.passed))
             try:
                 status, answer = await self._fleet.ask(upstream, "/tokenize", body)
                 counted = int(json.loads(answer)["count"]) if status == 200 else None
@@ -189,15 +204,18 @@ class UpstreamModel(Servable[UpstreamPrompt]):
     def _prompt(
         self, path: str, body: dict[str, Any], call: ChatCall | TextCall, tools: Mapping[str, Any]
     ) -> UpstreamPrompt:
+        check_passed(call.passed)
         sampling = checked_sampling(WIRE_DEFAULTS, call.sampling)
         if sampling.max_tokens is None and not self._tells_context:
             body["max_tokens"] = self.context
-        estimate, bound = (min(size, self.context) for size in prompt_size(body))
+        estimate, most = prompt_size(body)
         warnings = call.warnings if isinstance(call, ChatCall) else []
-        return UpstreamPrompt(path, body, sampling, call.n, estimate, bound, tools, call.cache_salt, warnings)
-
-    async def _tokenize(self, body: Mapping[str, Any]) -> list[int]:
-        return list((await self._ask("/tokenize", tokenize_body(body)))["tokens"])
+        prompt = UpstreamPrompt(
+            path, body, sampling, call.n, min(estimate, self.context), self.context, tools, call.cache_salt,
+            warnings, passed=call.passed, is_text=most < MAX_TOKENS,
+        )  # fmt: skip
+        prompt.bound = min(most + prompt.passed_tokens, self.context)
+        return prompt
 
     async def _ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return an upstream's answer to a short request. Raises `ApiError`."""

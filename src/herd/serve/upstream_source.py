@@ -24,6 +24,7 @@ from .source import AnswerSource
 from .tools import OfferedTool
 from .upstream_wire import (
     ChoiceReader,
+    encoded,
     error_message,
     prompt_beginning,
     stream_body,
@@ -46,7 +47,8 @@ class UpstreamPrompt:
     """A prompt for another server: ``body`` goes to ``path``.
 
     It has about ``estimate`` tokens, and at most ``bound``. ``counted`` is their number, once an upstream has
-    counted them.
+    counted them, which it can do if the prompt ``is_text``. The fields in ``passed`` go there too, and add at
+    most ``passed_tokens``.
     """
 
     path: str
@@ -59,10 +61,16 @@ class UpstreamPrompt:
     cache_salt: str = ""
     warnings: list[str] = field(default_factory=list)
     counted: int | None = None
+    passed: Mapping[str, Any] = field(default_factory=dict)
+    is_text: bool = True
 
     @property
     def n_tokens(self) -> int:
-        return self.bound if self.counted is None else self.counted
+        return self.bound if self.counted is None else min(self.counted + self.passed_tokens, self.bound)
+
+    @property
+    def passed_tokens(self) -> int:
+        return len(encoded(self.passed)) if self.passed else 0
 
     def max_completion_tokens(self, context: int) -> int:
         """Return the most tokens that all answers together can have."""
@@ -245,8 +253,9 @@ class _Stream:
     async def _read(self, upstream: Upstream) -> None:
         """Read one upstream's answer. Raises `_UpstreamFailed`."""
         fleet, times = self._fleet, self._fleet.times
-        body = stream_body(self._prompt.body, self._salt, tells_usage=upstream.tells_usage(self._model))
-        exchange = fleet.client.exchange(upstream.url, self._prompt.path, body)
+        prompt, tells_usage = self._prompt, upstream.tells_usage(self._model)
+        body = stream_body(prompt.body, prompt.passed, self._salt, tells_usage=tells_usage)
+        exchange = fleet.client.exchange(upstream.url, prompt.path, body)
         try:
             async with asyncio.timeout(times.first) as limit, exchange as response:
                 if response.status != 200:

@@ -38,9 +38,7 @@ _END_REASONS: Mapping[str, EndReason] = {"length": "length", "tool_calls": "tool
 
 
 def chat_body(call: ChatCall, model: str) -> dict[str, Any]:
-    """Return the body for ``/v1/chat/completions``, but for the options that `stream_body` adds."""
-    if call.grammar is not None:
-        raise BadRequest("grammar is not supported by a model of another server", "grammar")
+    """Return the body for ``/v1/chat/completions``, but for what `stream_body` adds."""
     body = {"model": model, "messages": _messages(call), **_sampling(call.sampling)}
     if (logprobs := call.sampling.get("logprobs")) is not None:
         body |= {"logprobs": True, "top_logprobs": logprobs}
@@ -63,9 +61,7 @@ def chat_body(call: ChatCall, model: str) -> dict[str, Any]:
 
 
 def text_body(call: TextCall, model: str) -> dict[str, Any]:
-    """Return the body for ``/v1/completions``, but for the options that `stream_body` adds."""
-    if call.grammar is not None:
-        raise BadRequest("grammar is not supported by a model of another server", "grammar")
+    """Return the body for ``/v1/completions``, but for what `stream_body` adds."""
     body = {"model": model, "prompt": call.prompt, **_sampling(call.sampling)}
     if (logprobs := call.sampling.get("logprobs")) is not None:
         body["logprobs"] = logprobs
@@ -76,26 +72,40 @@ def text_body(call: TextCall, model: str) -> dict[str, Any]:
     return body | _response_format(call.schema)
 
 
-def stream_body(body: Mapping[str, Any], salt: str, *, tells_usage: bool) -> bytes:
-    """Return a body as it is sent. ``salt`` keeps the caches of groups of keys apart in the other server."""
+def check_passed(passed: Mapping[str, Any]) -> None:
+    """Raise `BadRequest` for settings of a chat template that are not settings: a template, or no text."""
+    settings = passed.get("chat_template_kwargs")
+    for name in ("chat_template", "tokenize"):
+        if isinstance(settings, Mapping) and name in settings:
+            where = f"chat_template_kwargs.{name}"
+            raise BadRequest(f"{where} is not supported: the checkpoint's own template is used", where)
+
+
+def stream_body(body: Mapping[str, Any], passed: Mapping[str, Any], salt: str, *, tells_usage: bool) -> bytes:
+    """Return a body as it is sent. What is ``passed`` replaces nothing of it.
+
+    ``salt`` keeps the caches of groups of keys apart in the other server.
+    """
     options: dict[str, Any] = {"include_usage": True}
     if tells_usage:
         options["continuous_usage_stats"] = True
-    return encoded({**body, "stream": True, "stream_options": options, "cache_salt": salt})
+    return encoded({**passed, **body, "stream": True, "stream_options": options, "cache_salt": salt})
 
 
-def tokenize_body(body: Mapping[str, Any]) -> dict[str, Any]:
+def tokenize_body(body: Mapping[str, Any], passed: Mapping[str, Any]) -> dict[str, Any]:
     """Return the body for ``/tokenize`` that counts the prompt of a body."""
     names = ("model", "messages", "tools", "prompt", "continue_final_message", "add_generation_prompt")
-    return {name: body[name] for name in names if name in body} | (
-        {"add_special_tokens": True} if "prompt" in body else {}
-    )
+    out = {name: body[name] for name in names if name in body}
+    if "prompt" in body:
+        return out | {"add_special_tokens": True}
+    return out | {name: passed[name] for name in ("chat_template_kwargs",) if name in passed}
 
 
 def prompt_size(body: Mapping[str, Any]) -> tuple[int, int]:
     """Return an estimate of the tokens of a body's prompt, and the most that it can have.
 
-    The most: a token for each byte, and what a chat template adds. Token ids are counted.
+    The most: a token for each byte, and what a chat template adds. Token ids are counted. Nobody here knows
+    the tokens of pictures and sounds: the estimate leaves them out, and the most is `MAX_TOKENS`.
     """
     prompt = body.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
@@ -103,10 +113,17 @@ def prompt_size(body: Mapping[str, Any]) -> tuple[int, int]:
     if prompt is not None:
         nbytes, added = len(prompt.encode()), 2
     else:
-        messages = body["messages"]
+        messages = [
+            {**message, "content": [part for part in message["content"] if part["type"] == "text"]}
+            if isinstance(message["content"], list)
+            else message
+            for message in body["messages"]
+        ]
         tools = json.dumps(body["tools"], ensure_ascii=False, indent=4) if "tools" in body else ""
         nbytes = len(encoded(messages)) + len(tools.encode("utf-8", "replace"))
         added = MESSAGE_BYTES * len(messages) + TEMPLATE_BYTES
+        if messages != body["messages"]:
+            return nbytes // BYTES_PER_TOKEN, MAX_TOKENS
     return nbytes // BYTES_PER_TOKEN, nbytes + added
 
 

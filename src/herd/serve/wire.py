@@ -7,12 +7,15 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ..engine.constraint import MAX_TEXT
 from .body import read_json
 from .fields import sort_fields
 from .problems import BadRequest, api_error
 from .settings import ServeSettings
 
 MAX_STOP_CHARACTERS = 1000
+FORMS = ("response_format", "grammar")
+"""Fields with the form of an answer. Another server reads its own kinds of them."""
 
 
 class RequestModel(BaseModel):
@@ -32,7 +35,12 @@ class StreamOptions(RequestModel):
 
 
 class SamplingFields(RequestModel):
-    """The fields that OpenAI's chat completions and completions share. By default the checkpoint decides."""
+    """The fields that OpenAI's chat completions and completions share. By default the checkpoint decides.
+
+    For a model of another server, ``model_extra`` has the fields that go there as they are.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
@@ -50,6 +58,8 @@ class SamplingFields(RequestModel):
     repetition_penalty: float | None = Field(None, gt=0)
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool | None = None
+    response_format: dict[str, Any] | None = None
+    grammar: str | None = Field(None, max_length=MAX_TEXT)
     user: str | None = None
     cache_salt: str | None = Field(None, max_length=256)
 
@@ -87,6 +97,11 @@ class SamplingFields(RequestModel):
         out["logit_bias"] = _biases(self.logit_bias)
         return out
 
+    def passed(self) -> dict[str, Any]:
+        """Return the fields that a model of another server gets as they are: unknown ones, and forms."""
+        forms = {name: form for name in FORMS if (form := getattr(self, name)) is not None}
+        return {**(self.model_extra or {}), **forms}
+
     def check_limits(self, settings: ServeSettings) -> None:
         """Raise `BadRequest` for more choices or stop strings than the server allows."""
         if (self.n or 1) > settings.max_choices:
@@ -106,7 +121,8 @@ async def read_request(request: Request, api: str, model: type[RequestT]) -> tup
     """Return the honoured fields of a request and warnings about others. Raises `ApiError`."""
     settings: ServeSettings = request.app.state.settings
     body = await read_json(request, settings)
-    honoured, warnings = sort_fields(api, body, strict=settings.strict)
+    is_upstream = request.app.state.models.is_upstream(body.get("model"))
+    honoured, warnings = sort_fields(api, body, strict=settings.strict, is_upstream=is_upstream)
     try:
         parsed = model.model_validate(honoured)
     except ValueError as error:
