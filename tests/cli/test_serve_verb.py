@@ -60,7 +60,12 @@ def test_two_models_are_loaded_when_they_are_named(folders):
             assert [model["loaded"] for model in client.get("/v1/models").json()["data"]] == [True, True]
         server.send_signal(signal.SIGINT)
         assert server.wait(30) in (0, 130)
-        assert "Traceback" not in server.stderr.read()
+        log = server.stderr.read()
+        assert "Traceback" not in log
+        assert re.search(
+            r' INFO req_\w+ POST /v1/completions 200 key="local" model="small" completed prompt=', log
+        )
+        assert "is loaded in" in log
     finally:
         server.kill()
         server.wait()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -113,6 +113,10 @@ def serve_command(
     tool_steps: Annotated[
         int, Option(min=1, help="Most times that the model is asked for one answer with such tools.")
     ] = 8,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Option(help="What the log has. info: one line for each request, without its content."),
+    ] = "info",
     drain: Annotated[float, Option(min=0, help="Seconds for open answers to finish at the end.")] = 30.0,
     kv: Kv = "auto",
     dtype: Dtype = None,
@@ -173,9 +177,8 @@ def serve_command(
         if len({slot.name for slot in slots}) < len(slots):
             raise ConfigError("two models have the same name: " + ", ".join(slot.name for slot in slots))
     pool = ModelPool(slots, limit)
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("herd").setLevel(log_level.upper())  # libraries say what is wrong only
     server_tools = chosen_tools.open()
     upstreams = _upstreams(upstream or [], opened, context, tuple(alias or ()) if not models else ())
     app = create_app(pool, opened, settings, server_tools, upstreams)

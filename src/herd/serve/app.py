@@ -6,8 +6,10 @@ An API is a module with a ``router``, listed in `_APIS`, and rows in `fields.yam
 from __future__ import annotations
 
 import ipaddress
+import json
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -78,7 +80,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if isinstance(app.state.ledger, Ledger) and (count := app.state.ledger.recover()):
-            log.warning("%d requests of a server that died are settled now", count)
+            log.info("%d requests of a server that died are settled now", count)
         if upstreams is not None:
             await upstreams.start(app.state.models)
         await run_in_threadpool(field_table)  # read here, with what threads import: no request waits for it
@@ -117,7 +119,7 @@ def create_app(
 
 
 class _Gate:
-    """Checks host and origin of every request before any route, and gives the request a name.
+    """Checks host and origin of every request before any route, gives the request a name, and logs its end.
 
     A Host header must name this server, or a web page of an attacker whose name resolves to this machine
     could use it (DNS rebinding). A browser sends Origin with requests of other sites: these are refused.
@@ -133,12 +135,12 @@ class _Gate:
         request_id = f"req_{secrets.token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = request_id
 
-        began = False
+        start, status = time.monotonic(), 0
 
         async def send_with_id(message: Message) -> None:
-            nonlocal began
+            nonlocal status
             if message["type"] == "http.response.start":
-                began = True
+                status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
@@ -147,11 +149,13 @@ class _Gate:
                 raise problem
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            if began:
+            if status:
                 raise
             await _response(Request(scope), api_error(error))(scope, receive, send_with_id)
         finally:
             release_models(scope["app"].state.models, scope["state"].get("pinned", ()))
+            if log.isEnabledFor(logging.INFO):
+                log.info(_line(scope, status, time.monotonic() - start))
 
     def _problem(self, headers: Headers) -> ApiError | None:
         host, origin = headers.get("host", ""), headers.get("origin")
@@ -164,6 +168,19 @@ class _Gate:
         if origin is not None and origin.partition("://")[2] != host:
             return Forbidden("requests from web pages of other sites are not allowed")
         return None
+
+
+def _line(scope: Scope, status: int, seconds: float) -> str:
+    """Return the line of the log about a request that ended. It has no text of the client."""
+    state, route = scope["state"], getattr(scope.get("route"), "path", "-")
+    parts = [state["request_id"], f"{scope['method']} {route}", str(status or "left")]
+    parts += [f"{name}={json.dumps(state[name])}" for name in ("key", "model") if name in state]
+    if "ended" in state:
+        how, usage = state["ended"]
+        first = usage.first_token_seconds
+        parts += [f"{how} prompt={usage.prompt_tokens} cached={usage.cached_tokens}"]
+        parts += [f"completion={usage.completion_tokens} first={'-' if first is None else f'{first:.3f}s'}"]
+    return " ".join([*parts, f"total={seconds:.3f}s"])
 
 
 def host_is_allowed(host: str, settings: ServeSettings) -> bool:

@@ -173,6 +173,7 @@ def require(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
             principal = authenticator.authenticate(*values)
         else:
             principal = await run_in_threadpool(authenticator.authenticate, *values)
+        request.state.key = principal.name
         if scope not in principal.scopes:
             raise Forbidden(f"this key does not have the scope {scope!r}")
         return principal

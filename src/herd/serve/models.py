@@ -127,7 +127,7 @@ class ModelPool:
                 await self._make_room(slot)
                 start = time.monotonic()
                 slot.served = await run_in_threadpool(slot.open)
-                log.warning("%s is loaded in %.2f s", slot.name, time.monotonic() - start)
+                log.info("%s is loaded in %.2f s", slot.name, time.monotonic() - start)
                 slot.context, slot.n_loads = slot.served.context, slot.n_loads + 1
             finally:
                 self._is_loading = False
@@ -171,7 +171,7 @@ class ModelPool:
     async def _unload(self, slot: ModelSlot) -> None:
         served, slot.served = slot.served, None
         assert served is not None
-        log.warning("%s is unloaded to make room for another model", slot.name)
+        log.info("%s is unloaded to make room for another model", slot.name)
         await run_in_threadpool(served.close)
         del served
         gc.collect()  # the engine and its thread refer to each other
@@ -201,6 +201,7 @@ async def use_model(request: Request, principal: Principal, name: str | None) ->
     pool: ModelPool = request.app.state.models
     slot = pool.find(name)
     principal.check_model(slot.name)
+    request.state.model = name if name in slot.adapters else slot.name
     served = await pool.acquire(slot)
     request.scope["state"].setdefault("pinned", []).append(slot)
     return served.with_adapter(str(name)) if name in served.adapters else served

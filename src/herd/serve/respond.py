@@ -109,6 +109,7 @@ async def respond(
 
     def finished(status: str, usage: AnswerUsage) -> None:
         stop_watching()
+        request.state.ended = status, usage
         state.metrics.finished(served.name, endpoint, status, usage)
 
     step = await begin_step(served, prompts, principal, reserve)

@@ -168,7 +168,7 @@ class Fleet:
             self.mark_down(upstream, describe(error))
             return
         if not upstream.is_up:
-            log.warning("upstream %s is up with %s", upstream.url, ", ".join(models) or "no model")
+            log.info("upstream %s is up with %s", upstream.url, ", ".join(models) or "no model")
         upstream.models, upstream.is_up = models, True
 
 
