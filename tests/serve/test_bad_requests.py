@@ -9,8 +9,9 @@ import pytest
 import zstandard
 
 from conftest import running
+from herd.errors import ConfigError
 from herd.serve.app import host_is_allowed
-from herd.serve.settings import ServeSettings
+from herd.serve.settings import ServeSettings, checked_origin
 
 INFINITE = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": 1e400}'}}
 CHAT = "/v1/chat/completions"
@@ -188,14 +189,62 @@ def test_which_hosts_are_allowed():
     assert host_is_allowed("any.example", ServeSettings(allowed_hosts=("*",)))
 
 
-def test_requests_of_other_sites_are_refused_and_nothing_allows_them(http, url):
+def test_requests_of_other_sites_are_refused_unless_the_operator_allows_them(http, url):
     response = post(http, GOOD, origin="https://evil.example")
     assert response.status_code == 403
+    assert "--allow-origin https://evil.example" in response.json()["error"]["message"]
     assert not [name for name in response.headers if name.startswith("access-control")]
     own = post(http, GOOD, origin=url)
     assert own.status_code == 200
     assert not [name for name in own.headers if name.startswith("access-control")]
     assert http.options(CHAT, headers={"origin": "https://evil.example"}).status_code == 403
+
+
+def test_pages_of_an_allowed_site_may_use_the_server_and_others_may_not(served, store):
+    import httpx
+
+    site = "https://app.example"
+    settings = ServeSettings(drain_seconds=1, allowed_origins=(site,))
+    with running(served, settings, store) as url, httpx.Client(base_url=url) as http:
+        asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+        before = http.options(CHAT, headers={"origin": site} | asks)
+        assert (before.status_code, before.headers["access-control-allow-origin"]) == (200, site)
+        assert before.headers["access-control-allow-headers"].lower().endswith("authorization")
+        answer = post(http, GOOD, origin=site)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (
+            401,
+            site,
+        )  # it needs a key
+        assert "x-request-id" in answer.headers["access-control-expose-headers"]
+        for name in ("https://app.example.evil", "http://app.example", "null", "https://app.example:444"):
+            for response in (
+                post(http, GOOD, origin=name),
+                http.options(CHAT, headers={"origin": name} | asks),
+            ):
+                assert response.status_code == 403
+                assert "access-control-allow-origin" not in response.headers
+        rebound = post(http, GOOD, origin=site, host="evil.example")
+        assert rebound.status_code == 421
+        for response in (before, answer):
+            assert "access-control-allow-credentials" not in response.headers
+
+
+def test_which_origins_can_be_allowed():
+    for text in ("https://app.example", "https://APP.example/", "https://app.example:443"):
+        assert checked_origin(text) == "https://app.example"
+    assert checked_origin("app://obsidian.md") == "app://obsidian.md"
+    assert checked_origin("http://localhost:5173") == "http://localhost:5173"
+    for text in (
+        "*",
+        "https://*",
+        "null",
+        "app.example",
+        "https://app.example/path",
+        "https://a@app.example",
+        "",
+    ):
+        with pytest.raises(ConfigError, match="--allow-origin"):
+            checked_origin(text)
 
 
 def test_a_client_cannot_write_into_headers(http):

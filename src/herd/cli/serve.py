@@ -91,6 +91,10 @@ def serve_command(
     allow_host: Annotated[
         list[str] | None, Option(help="Another name of this machine that clients use ('*': every name).")
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        Option(help="Site whose web pages may use the server, e.g. https://app.example.org. Repeatable."),
+    ] = None,
     page: Annotated[bool, Option("--page/--no-page", help="Whether browsers get the chat page.")] = True,
     strict: Annotated[bool, Option("--strict", help="Refuse unknown fields instead of warning.")] = False,
     keys: Annotated[
@@ -136,7 +140,7 @@ def serve_command(
     from ..serve.keys import first_admin_key
     from ..serve.models import ModelPool, ModelSlot
     from ..serve.run import HerdServer
-    from ..serve.settings import ServeSettings
+    from ..serve.settings import ServeSettings, checked_origin
     from .serve_extras import assign_adapters, assign_drafts
     from .serve_tools import choose_tools
 
@@ -145,6 +149,7 @@ def serve_command(
     settings = ServeSettings(
         host=host,
         allowed_hosts=tuple(allow_host or ()),
+        allowed_origins=tuple(map(checked_origin, allow_origin or ())),
         strict=strict,
         has_page=page,
         drain_seconds=drain,

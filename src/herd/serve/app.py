@@ -19,6 +19,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -114,6 +115,14 @@ def create_app(
     app.state.metrics = ServerMetrics(served.stats, lambda: [slot.name for slot in served.slots], paths)
     for kind in (ApiError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _on_error)
+    if settings.allowed_origins:  # keys come in headers, so no page needs a browser's stored credentials
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "x-herd-warnings", "retry-after", "x-should-retry"],
+        )
     app.add_middleware(_Gate, settings=settings)
     return app
 
@@ -122,7 +131,8 @@ class _Gate:
     """Checks host and origin of every request before any route, gives the request a name, and logs its end.
 
     A Host header must name this server, or a web page of an attacker whose name resolves to this machine
-    could use it (DNS rebinding). A browser sends Origin with requests of other sites: these are refused.
+    could use it (DNS rebinding). A browser sends Origin with requests of other sites: these are refused, but
+    for the sites that the operator allows. Their Host header must be right, too.
     """
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
@@ -158,15 +168,19 @@ class _Gate:
                 log.info(_line(scope, status, time.monotonic() - start))
 
     def _problem(self, headers: Headers) -> ApiError | None:
-        host, origin = headers.get("host", ""), headers.get("origin")
+        host, origin = headers.get("host", ""), headers.get("origin", "")
         if not host_is_allowed(host, self._settings):
             name = host.encode("ascii", "replace").decode()[:80]
             return BadRequest(
                 f"the Host header {name!r} is not a name of this server: allow it with --allow-host",
                 status=421,
             )
-        if origin is not None and origin.partition("://")[2] != host:
-            return Forbidden("requests from web pages of other sites are not allowed")
+        known = not origin or origin in self._settings.allowed_origins
+        if not known and origin.partition("://")[2] != host:
+            name = origin.encode("ascii", "replace").decode()[:80]
+            return Forbidden(
+                f"web pages of {name} are not allowed: start the server with --allow-origin {name}"
+            )
         return None
 
 
