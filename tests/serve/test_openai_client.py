@@ -269,6 +269,53 @@ def test_a_grammar_in_the_form_of_llamacpp(client):
         chat(client, extra_body=grammar, tools=[tool("f")])
 
 
+@pytest.mark.parametrize(
+    ("form", "answers"),
+    [
+        ({"guided_regex": "a{2}|no way"}, {"aa", "no way"}),
+        ({"guided_choice": ["six (6)", 'a "b"\n', "🙂"]}, {"six (6)", 'a "b"\n', "🙂"}),
+        ({"guided_grammar": 'root ::= "yes" | "no" " "{2} "way"'}, {"yes", "no  way"}),
+        ({"guided_json": {"enum": ["x", 7]}}, {'"x"', "7"}),
+        ({"guided_json": '{"enum": [true]}'}, {"true"}),
+        ({"structured_outputs": {"choice": ["one", "two"], "regex": None}}, {"one", "two"}),
+        ({"structured_outputs": {"regex": "o{3}"}}, {"ooo"}),
+        ({"structured_outputs": {"grammar": 'root ::= "y"'}}, {"y"}),
+        ({"structured_outputs": {"json": {"const": 1}}}, {"1"}),
+        ({"json_schema": {"const": 2}}, {"2"}),
+    ],
+    ids=str,
+)
+def test_the_forms_of_vllm(client, form, answers):
+    for seed in (1, 2):
+        answer = chat(client, extra_body=form, temperature=1, seed=seed, max_tokens=20).choices[0]
+        assert (answer.message.content in answers, answer.finish_reason) == (True, "stop")
+        options = {"prompt": "six", "temperature": 1, "seed": seed, "max_tokens": 20}
+        text = client.completions.create(model="tiny", extra_body=form, **options).choices[0].text
+        assert text in answers
+
+
+@pytest.mark.parametrize(
+    ("forms", "words"),
+    [
+        ({"guided_regex": "("}, "malformed"),
+        ({"guided_choice": []}, "guided_choice must be a list of texts"),
+        ({"guided_json": "{"}, "guided_json is not JSON"),
+        ({"guided_json": {"type": 7}}, "guided_json cannot be enforced"),
+        ({"guided_grammar": "root ::= ("}, "guided_grammar cannot be read"),
+        ({"guided_regex": "a", "grammar": 'root ::= "a"'}, "guided_regex excludes grammar"),
+        ({"guided_regex": "a", "tools": [tool("f")]}, "a regular expression excludes tools"),
+        ({"structured_outputs": {}}, "structured_outputs must have one of"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs must have one of"),
+        ({"structured_outputs": {"structural_tag": "x"}}, "structural_tag is not supported"),
+        ({"structured_outputs": {"regex": 7}}, "structured_outputs.regex must be text"),
+    ],
+    ids=str,
+)
+def test_a_form_that_cannot_be_followed_is_refused(client, forms, words):
+    with pytest.raises(openai.BadRequestError, match=words):
+        chat(client, extra_body=forms)
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_schema_that_would_crash_the_parser_fails_alone(client, strict):
     deep: dict = {"type": "null"}

@@ -218,8 +218,8 @@ def _form(call: ChatCall, tools: Sequence[OfferedTool], call_format: str, tokeni
         return answer_form(
             tokenizer, call_format, tools, call.tool_choice, call.parallel_calls, call.schema, call.warnings
         )
-    if tools or call.schema is not None:
-        raise BadRequest("grammar excludes tools and response_format: leave one out", "grammar")
+    if tools:
+        raise BadRequest(f"a {call.grammar.kind} excludes tools: leave one out", "tools")
     return AnswerForm(call.grammar)
 
 

@@ -63,6 +63,59 @@ class AnswerForm:
     calls_first: bool = False
 
 
+_KINDS = {
+    "json_schema": "json", "guided_json": "json", "guided_regex": "regex", "guided_choice": "choice",
+    "guided_grammar": "grammar", "grammar": "grammar",
+}  # fmt: skip
+"""What the fields of llama.cpp and vLLM hold, by vLLM's names in ``structured_outputs``."""
+
+
+def read_forms(
+    forms: Mapping[str, Any], warnings: list[str]
+) -> tuple[dict[str, Any] | None, Constraint | None]:
+    """Return the schema, or else the constraint, of a request's fields with the form of the answer.
+
+    The fields are ``wire.FORMS``. Raises `BadRequest` if there are two, or for one that cannot be enforced.
+    """
+    forms = {name: value for name, value in forms.items() if value != {"type": "text"}}
+    if len(forms) > 1:
+        one, other = list(forms)[:2]
+        raise BadRequest(f"{other} excludes {one}: leave one out", other)
+    for name, value in forms.items():
+        if name == "response_format":
+            return response_schema(value, warnings), None
+        if name != "structured_outputs":
+            return _read_form(_KINDS[name], value, name, warnings)
+        given = [(kind, inner) for kind, inner in value.items() if inner not in (None, False)]
+        if len(given) != 1:
+            raise BadRequest(f"{name} must have one of json, regex, choice, grammar and json_object", name)
+        return _read_form(*given[0], f"{name}.{given[0][0]}", warnings)
+    return None, None
+
+
+def _read_form(
+    kind: str, value: Any, where: str, warnings: list[str]
+) -> tuple[dict[str, Any] | None, Constraint | None]:
+    if kind == "json_object":
+        return ANY_OBJECT, None
+    if kind == "json":
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError) as error:
+                raise BadRequest(f"{where} is not JSON: {str(error)[:100]}", where) from None
+        return enforceable_schema(value, True, where, warnings), None
+    if kind == "choice":
+        if not value or not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            raise BadRequest(f"{where} must be a list of texts", where)
+        return None, Constraint.lark("start: " + " | ".join(map(json.dumps, value)))
+    if kind not in ("regex", "grammar"):
+        raise BadRequest(f"{where[:80]} is not supported: use json, regex, choice or grammar", where[:80])
+    if not isinstance(value, str):
+        raise BadRequest(f"{where} must be text", where)
+    return None, Constraint.regex(value) if kind == "regex" else grammar_constraint(value, where)
+
+
 def response_schema(response_format: Any, warnings: list[str]) -> dict[str, Any] | None:
     """Return the JSON schema of a ``response_format`` in OpenAI's form, or None for plain text.
 

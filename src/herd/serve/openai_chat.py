@@ -30,7 +30,7 @@ from .events import (
     ServerResult,
     stop_fields,
 )
-from .forms import grammar_constraint, response_schema
+from .forms import read_forms
 from .models import use_model
 from .problems import BadRequest, openai_error
 from .respond import AnswerWriter, json_text, openai_usage, respond, sse_data, usage_so_far, warning_header
@@ -48,7 +48,6 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    json_schema: dict[str, Any] | None = None
     continue_final_message: bool | None = None
     add_generation_prompt: bool | None = None
     tools: list[dict[str, Any]] | None = None
@@ -126,12 +125,9 @@ def _chat_call(asked: ChatRequest, warnings: list[str], offer: ToolOffer, is_ups
         cache_salt=asked.cache_salt or "",
     )
     if is_upstream:
-        return replace(call, schema=asked.json_schema, passed=asked.passed())
-    form = asked.response_format
-    if asked.json_schema is not None:
-        form = {"type": "json_object", "schema": asked.json_schema}
-    grammar = None if asked.grammar is None else grammar_constraint(asked.grammar)
-    return replace(call, schema=response_schema(form, warnings), grammar=grammar)
+        return replace(call, schema=asked.json_schema, passed=asked.passed)
+    schema, grammar = read_forms(asked.forms, warnings)
+    return replace(call, schema=schema, grammar=grammar)
 
 
 class ChatWriter(AnswerWriter):

@@ -17,7 +17,7 @@ from .auth import Principal, require
 from .calls import TextCall
 from .errors import ApiError
 from .events import AnswerEnd, AnswerEvent, AnswerText, Choice, ScoredToken, stop_fields
-from .forms import grammar_constraint, response_schema
+from .forms import read_forms
 from .models import use_model
 from .problems import BadRequest, openai_error
 from .respond import AnswerWriter, openai_usage, respond, sse_data, usage_so_far
@@ -70,14 +70,10 @@ def _text_calls(asked: CompletionRequest, warnings: list[str], is_upstream: bool
         "logprobs": asked.logprobs,
     }
     if is_upstream:
-        more: dict[str, Any] = {"cache_salt": asked.cache_salt or "", "passed": asked.passed()}
-        return [TextCall(each, sampling, asked.n or 1, echo=bool(asked.echo), **more) for each in given]
-    schema = response_schema(asked.response_format, warnings)
-    grammar = None
-    if asked.grammar is not None:
-        if schema is not None:
-            raise BadRequest("grammar excludes response_format: leave one out", "grammar")
-        grammar = grammar_constraint(asked.grammar)
+        more: dict[str, Any] = {"cache_salt": asked.cache_salt or "", "passed": asked.passed}
+        schema, echo = asked.json_schema, bool(asked.echo)
+        return [TextCall(each, sampling, asked.n or 1, schema, echo=echo, **more) for each in given]
+    schema, grammar = read_forms(asked.forms, warnings)
     return [
         TextCall(each, sampling, asked.n or 1, schema, grammar, bool(asked.echo), asked.cache_salt or "")
         for each in given

@@ -14,8 +14,11 @@ from .problems import BadRequest, api_error
 from .settings import ServeSettings
 
 MAX_STOP_CHARACTERS = 1000
-FORMS = ("response_format", "grammar")
-"""Fields with the form of an answer. Another server reads its own kinds of them."""
+FORMS = (
+    "response_format", "json_schema", "grammar", "guided_json", "guided_regex", "guided_choice",
+    "guided_grammar", "structured_outputs",
+)  # fmt: skip
+"""Fields with the form of an answer: OpenAI's, llama.cpp's and vLLM's. Another server reads more of them."""
 
 
 class RequestModel(BaseModel):
@@ -59,7 +62,13 @@ class SamplingFields(RequestModel):
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool | None = None
     response_format: dict[str, Any] | None = None
+    json_schema: dict[str, Any] | None = None
     grammar: str | None = Field(None, max_length=MAX_TEXT)
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = Field(None, max_length=MAX_TEXT)
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = Field(None, max_length=MAX_TEXT)
+    structured_outputs: dict[str, Any] | None = None
     user: str | None = None
     cache_salt: str | None = Field(None, max_length=256)
 
@@ -97,9 +106,18 @@ class SamplingFields(RequestModel):
         out["logit_bias"] = _biases(self.logit_bias)
         return out
 
+    @property
+    def forms(self) -> dict[str, Any]:
+        """The fields with the form of the answer, by their names."""
+        return {name: form for name in FORMS if (form := getattr(self, name)) is not None}
+
+    @property
     def passed(self) -> dict[str, Any]:
-        """Return the fields that a model of another server gets as they are: unknown ones, and forms."""
-        forms = {name: form for name in FORMS if (form := getattr(self, name)) is not None}
+        """The fields that a model of another server gets as they are: unknown ones, and forms.
+
+        ``json_schema`` becomes a ``response_format``, which every server knows.
+        """
+        forms = {name: form for name, form in self.forms.items() if name != "json_schema"}
         return {**(self.model_extra or {}), **forms}
 
     def check_limits(self, settings: ServeSettings) -> None:
