@@ -11,7 +11,7 @@ from herd.serve.chat import ServedModel
 from herd.serve.keys import KeyPolicy, create_key, first_admin_key, list_keys
 from herd.serve.ledger import Ledger
 from herd.serve.settings import ServeSettings
-from herd.serve.store import audit_log
+from herd.serve.store import audit_log, now_ms
 
 
 @pytest.fixture
@@ -142,6 +142,11 @@ def test_an_administrator_changes_a_key(store, client, root):
     assert (changed.json()["policy"]["budgets"], changed.json()["policy"]["concurrent"]) == ([budget], 2)
     mine = client.get("/herd/v1/usage", headers=bearer(token)).json()
     assert mine["budgets"] == [budget | {"used": 0, "reserved": 0}]
+    end = now_ms() + 60_000
+    assert client.patch(path, json={"expires_ms": end}, headers=root).json()["expires_ms"] == end
+    assert client.patch(path, json={"policy": {"concurrent": 3}}, headers=root).json()["expires_ms"] == end
+    assert client.patch(path, json={"expires_ms": None}, headers=root).json()["expires_ms"] is None
+    assert client.patch(path, json={"expires_ms": 7}, headers=root).status_code == 400
     for wrong in ({"policy": {"budgets": 1}}, {"policy": {"digest": "x"}}, {"policy": None}, {"name": "bob"}):
         assert client.patch(path, json=wrong, headers=root).status_code == 400
     assert client.patch(path, json={"policy": {}}, headers=bearer(token)).status_code == 403

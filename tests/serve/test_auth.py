@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 from herd.errors import ConfigError
 from herd.serve.auth import Authenticator, Principal, check_binding, public, require, scope_of
 from herd.serve.errors import ApiError, Forbidden, StoreError, Unauthorized
-from herd.serve.keys import KeyPolicy, create_key, revoke_key, rotate_key
+from herd.serve.keys import KeyPolicy, change_key, create_key, revoke_key, rotate_key
 from herd.serve.store import now_ms
 
 
@@ -245,9 +245,17 @@ def test_a_server_without_keys_may_not_listen_to_others(host):
     check_binding(host, with_keys=True)
 
 
+def test_a_new_end_of_a_key_holds_for_open_answers_too(store, authenticator):
+    principal = authenticator.authenticate([], [create_key(store, "a", KeyPolicy(), actor="test")[1]])
+    change_key(store, "a", {}, "test", expires_ms=now_ms() + 1500)
+    wait_for(lambda: authenticator.has_ended(principal))
+    change_key(store, "a", {}, "test", expires_ms=None)
+    wait_for(lambda: not authenticator.has_ended(principal))
+
+
 def test_whoever_watches_a_key_is_told_once_it_has_ended(store, authenticator):
     ended: list[str] = []
-    for name, expires in (("revoked", None), ("expired", now_ms() + 100), ("kept", None), ("left", None)):
+    for name, expires in (("revoked", None), ("expired", now_ms() + 1000), ("kept", None), ("left", None)):
         _, token = create_key(store, name, KeyPolicy(), actor="test", expires_ms=expires)
         principal = authenticator.authenticate([], [token])
         stop = authenticator.watch(principal, lambda name=name: ended.append(name))

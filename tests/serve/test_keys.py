@@ -261,19 +261,66 @@ def test_the_verb_from_creating_to_revoking(tmp_path, monkeypatch, capsys):
     assert [key.name for key in list_keys(Store(tmp_path / "copy.db"))] == ["alice"]
 
 
+def test_everything_that_a_key_was_created_with_can_be_changed_and_taken_back(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HERD_STORE", str(tmp_path / "s.db"))
+    options = {
+        "--model": ("m", {"models": ["m"]}), "--scope": ("chat,models", {"scopes": ["chat", "models"]}),
+        "--cache-group": ("team", {"cache_group": "team"}), "--requests-per-minute": ("7", {"requests_per_minute": 7}),
+        "--tokens-per-minute": ("70", {"tokens_per_minute": 70}), "--concurrent": ("3", {"concurrent": 3}),
+        "--budget": ("20 usd/Month", {"budgets": [{"unit": "money", "period": "month", "amount": 20_000_000}]}),
+        "--tools": ("python", {"tools": ["python"]}),
+    }  # fmt: skip
+    words = [word for name, (value, _) in options.items() for word in (name, value)]
+    created, plain = ({}, {})
+    assert run(capsys, "create", "alice", "--expires", "2999-01-01", *words)[0] == 0
+    assert run(capsys, "create", "bob")[0] == 0
+    alice, bob = json.loads(run(capsys, "list", "--json")[1])
+    created, plain = alice["policy"], bob["policy"]
+    changed: dict = {}
+    for name, (value, fields) in options.items():
+        assert run(capsys, "change", "bob", name, value)[0] == 0
+        changed |= fields
+        policy = json.loads(run(capsys, "list", "--json")[1])[1]["policy"]
+        assert {key: sorted(policy[key]) if isinstance(policy[key], list) and key != "budgets" else policy[key]
+                for key in changed} == changed  # fmt: skip
+    assert {**policy, "scopes": sorted(policy["scopes"])} == {**created, "scopes": sorted(created["scopes"])}
+    for name in options:
+        assert (
+            run(capsys, "change", "bob", name, "0" if name.endswith(("minute", "concurrent")) else "")[0] == 0
+        )
+    policy = json.loads(run(capsys, "list", "--json")[1])[1]["policy"]
+    assert {**policy, "scopes": sorted(policy["scopes"])} == {**plain, "scopes": sorted(plain["scopes"])}
+    assert "expires 2999-01-02" in run(capsys, "change", "bob", "--expires", "2999-01-01")[1]
+    assert "20.00 USD/month" in run(capsys, "change", "alice", "--expires", "never")[1]
+    assert [key["expires_ms"] is None for key in json.loads(run(capsys, "list", "--json")[1])] == [
+        True,
+        False,
+    ]
+    assert "already have expired" in run(capsys, "change", "bob", "--expires", "2020-01-01")[2]
+    run(capsys, "change", "bob", "--admin")
+    assert "admin" in run(capsys, "list")[1]
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
         (["create", "a", "--scope", "root"], "scopes"),
         (["create", "a", "--admin", "--scope", "chat"], "leave out --scope"),
         (["create", "a", "--budget", "lots"], "lots"),
+        (["create", "a", "--budget", "20 dollars/month"], "'dollars' must be tokens or a currency"),
+        (["create", "a", "--budget", "20 EUR/week"], "the period 'week' must be day or month"),
+        (["create", "a", "--budget", "2.5 tokens/day"], "'2.5' must be a whole number"),
+        (["create", "a", "--budget", "1__x tokens/day"], "1__x"),
+        (["create", "a", "--budget", "-1 EUR/day"], "'-1' is not an amount"),
         (["create", "a", "--budget", "1 EUR/day", "--budget", "1 USD/day"], "one currency"),
         (["create", "a", "--expires", "soon"], "soon"),
         (["create", "a", "--expires", "2020-01-01"], "already have expired"),
         (["create", "a", "--expires", "9999-12-31"], "9999-12-31"),
-        (["create", "a", "--concurrent", "0"], "--concurrent"),
+        (["create", "a", "--concurrent", "-1"], "--concurrent"),
         (["create", "a", "--cache-group", "no spaces"], "cache_group"),
         (["revoke", "nobody"], "nobody"),
+        (["change", "nobody", "--concurrent", "1"], "nobody"),
+        (["change", "nobody"], "name what to change"),
         (["price", "m", "--prompt", "1"], "--completion"),
         (["usage", "--since", "yesterday"], "yesterday"),
     ],

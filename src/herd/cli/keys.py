@@ -26,66 +26,73 @@ Place = Annotated[str | None, typer.Option("--store", help=STORE_HELP)]
 Key = Annotated[str, typer.Argument(help="The key's name or id.")]
 
 
+Models = Annotated[
+    list[str], typer.Option("--model", help="Allow only this model ('': every one). Repeatable.")
+]
+Scopes = Annotated[
+    list[str],
+    typer.Option(
+        "--scope",
+        help="Allow only these routes: chat, completions, responses, messages, ollama, tokenize, models, "
+        "usage, metrics, admin. Repeatable (default, or '': all but the last two).",
+    ),
+]
+Admin = Annotated[bool, typer.Option("--admin", help="Allow everything, also keys and metrics.")]
+CacheGroup = Annotated[
+    str | None,
+    typer.Option(help="Share cached prompts with the keys of this group (default, or '': with none)."),
+]
+RequestsPerMinute = Annotated[
+    int | None, typer.Option(min=0, help="Most requests in 60 seconds (0: no limit).")
+]
+TokensPerMinute = Annotated[int | None, typer.Option(min=0, help="Most tokens in 60 seconds (0: no limit).")]
+Concurrent = Annotated[int | None, typer.Option(min=0, help="Most requests at the same time (0: no limit).")]
+Budgets = Annotated[
+    list[str], typer.Option("--budget", help="'500000 tokens/day', '20 EUR/month' ('': none). Repeatable.")
+]
+Tools = Annotated[
+    list[str],
+    typer.Option(
+        "--tools",
+        help="Tools on the server that it may use, e.g. calculator,python,files ('': none). Repeatable.",
+    ),
+]
+Expires = Annotated[
+    str | None, typer.Option(help="A day such as 2027-01-31, a duration such as 90d, or never.")
+]
+
+
 @app.command("create")
 def create_command(
     name: Annotated[str, typer.Argument(help="A name for people, e.g. alice or build-server.")],
-    models: Annotated[list[str], typer.Option("--model", help="Allow only this model. Repeatable.")] = [],
-    scopes: Annotated[
-        list[str],
-        typer.Option(
-            "--scope",
-            help="Allow only these routes: chat, completions, responses, messages, ollama, "
-            "tokenize, models, usage, metrics, admin. Repeatable (default: all but the last two).",
-        ),
-    ] = [],
-    admin: Annotated[bool, typer.Option("--admin", help="Allow everything, also keys and metrics.")] = False,
-    cache_group: Annotated[
-        str | None,
-        typer.Option(help="Share cached prompts with the keys of this group (default: with none)."),
-    ] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(min=1)] = None,
-    concurrent: Annotated[int | None, typer.Option(min=1, help="Most requests at the same time.")] = None,
-    budgets: Annotated[
-        list[str], typer.Option("--budget", help="'500000 tokens/day', '20 EUR/month'. Repeatable.")
-    ] = [],
-    tools: Annotated[
-        list[str],
-        typer.Option(
-            "--tools", help="Tools on the server that it may use, e.g. calculator,python,files. Repeatable."
-        ),
-    ] = [],
-    expires: Annotated[
-        str | None, typer.Option(help="A day such as 2027-01-31, or a duration such as 90d.")
-    ] = None,
+    models: Models = [],
+    scopes: Scopes = [],
+    admin: Admin = False,
+    cache_group: CacheGroup = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    concurrent: Concurrent = None,
+    budgets: Budgets = [],
+    tools: Tools = [],
+    expires: Expires = None,
     place: Place = None,
     as_json: Json = False,
 ) -> None:
     """Create a key and print it. It is stored as a hash, so this is the only time that it is shown."""
     from pydantic import ValidationError
 
-    from ..serve.keys import SCOPES, USER_SCOPES, KeyPolicy, create_key, parse_budget
+    from ..serve.keys import KeyPolicy, create_key
 
-    if admin and scopes:
-        raise typer.BadParameter("--admin allows every route: leave out --scope")
-    parsed = [parse_budget(text) for text in budgets]
-    currencies = {currency for _, currency in parsed if currency}
-    if len(currencies) > 1:
-        raise typer.BadParameter(f"--budget: one currency for all, not {' and '.join(sorted(currencies))}")
+    limits = requests_per_minute, tokens_per_minute, concurrent
+    fields, currency = _policy_fields(models, scopes, admin, cache_group, limits, budgets, tools)
     try:
-        policy = KeyPolicy(
-            scopes=frozenset(SCOPES) if admin else frozenset(scopes) or USER_SCOPES,  # type: ignore[arg-type]
-            models=frozenset(models) or None, cache_group=cache_group, tools=frozenset(_names(tools)),
-            requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute,
-            concurrent=concurrent, budgets=tuple(budget for budget, _ in parsed),
-        )  # fmt: skip
+        policy = KeyPolicy(**fields)
     except ValidationError as error:
         raise _malformed(error) from None
+    end = _expiry(expires)
     made = _with_store(
         place,
-        lambda store, actor: create_key(
-            store, name, policy, actor=actor, expires_ms=_expiry(expires), currency="".join(currencies)
-        ),
+        lambda store, actor: create_key(store, name, policy, actor=actor, expires_ms=end, currency=currency),
     )
     _print_new(made, as_json)
 
@@ -121,35 +128,43 @@ def list_command(
 @app.command("change")
 def change_command(
     key: Key,
-    tools: Annotated[
-        list[str], typer.Option("--tools", help="Tools on the server that it may use from now on ('': none).")
-    ] = [],
-    budgets: Annotated[
-        list[str], typer.Option("--budget", help="Its budgets from now on, as for create ('': none).")
-    ] = [],
+    models: Models = [],
+    scopes: Scopes = [],
+    admin: Admin = False,
+    cache_group: CacheGroup = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    concurrent: Concurrent = None,
+    budgets: Budgets = [],
+    tools: Tools = [],
+    expires: Expires = None,
     place: Place = None,
     as_json: Json = False,
 ) -> None:
-    """Change the tools or the budgets of a key. Its secret and its other limits stay."""
+    """Change what a key allows. What is not named stays, and so does its secret."""
     from pydantic import ValidationError
 
-    from ..serve.keys import change_key, parse_budget
+    from ..serve.keys import change_key
+    from ..serve.prices import read_prices
 
-    parsed = [parse_budget(text) for text in budgets if text]
-    changes: dict[str, Any] = {"budgets": [budget for budget, _ in parsed]} if budgets else {}
-    if tools:
-        changes["tools"] = _names(tools)
-    if not changes:
-        raise typer.BadParameter("give --tools or --budget")
-    currency = next((currency for _, currency in parsed if currency), "")
+    limits = requests_per_minute, tokens_per_minute, concurrent
+    fields, currency = _policy_fields(models, scopes, admin, cache_group, limits, budgets, tools)
+    if not fields and expires is None:
+        raise typer.BadParameter("name what to change, e.g. --budget or --expires")
+    end = ... if expires is None else _expiry(expires)
+
+    def work(store: Store, actor: str) -> tuple[KeyInfo, str | None]:
+        return change_key(store, key, fields, actor, currency, end), read_prices(store)[1]
+
     try:
-        info = _with_store(place, lambda store, actor: change_key(store, key, changes, actor, currency))
+        info, unit = _with_store(place, work)
     except ValidationError as error:
         raise _malformed(error) from None
     if as_json:
         print_json(_as_json(info))
     else:
-        print(f"changed {info.name} ({info.id}): {_limits(info, currency or None)}")
+        until = f"; expires {_time(info.expires_ms)}" if info.expires_ms else ""
+        print(f"changed {info.name} ({info.id}): {_limits(info, unit)}{until}")
 
 
 @app.command("revoke")
@@ -284,6 +299,45 @@ def _with_store(place: str | None, work: Callable[[Store, str], Any]) -> Any:
         store.close()
 
 
+def _policy_fields(
+    models: list[str],
+    scopes: list[str],
+    admin: bool,
+    cache_group: str | None,
+    limits: tuple[int | None, int | None, int | None],
+    budgets: list[str],
+    tools: list[str],
+) -> tuple[dict[str, Any], str]:
+    """Return the fields of a policy that options name, and the currency of its budgets ("" for tokens).
+
+    An empty text and a limit of 0 stand for the default. ``limits`` are per minute of requests and tokens,
+    and at once.
+    """
+    from ..serve.keys import SCOPES, USER_SCOPES, parse_budget
+
+    if admin and scopes:
+        raise typer.BadParameter("--admin allows every route: leave out --scope")
+    parsed = [parse_budget(text) for text in budgets if text]
+    currencies = {currency for _, currency in parsed if currency}
+    if len(currencies) > 1:
+        raise typer.BadParameter(f"--budget: one currency for all, not {' and '.join(sorted(currencies))}")
+    names = ("requests_per_minute", "tokens_per_minute", "concurrent")
+    fields: dict[str, Any] = {
+        name: limit or None for name, limit in zip(names, limits, strict=True) if limit is not None
+    }
+    if admin or scopes:
+        fields["scopes"] = SCOPES if admin else _names(scopes) or USER_SCOPES
+    if models:
+        fields["models"] = [name for name in models if name] or None
+    if cache_group is not None:
+        fields["cache_group"] = cache_group or None
+    if budgets:
+        fields["budgets"] = [budget for budget, _ in parsed]
+    if tools:
+        fields["tools"] = _names(tools)
+    return fields, "".join(currencies)
+
+
 def _malformed(error: ValidationError) -> typer.BadParameter:
     """Return the first problem of a policy, in one line."""
     first = error.errors()[0]
@@ -296,8 +350,8 @@ def _names(texts: list[str]) -> list[str]:
 
 
 def _expiry(text: str | None) -> int | None:
-    """Return the time in ms that a day (its end, UTC) or a duration such as 90d or 12h means."""
-    if text is None:
+    """Return the time in ms that a day (its end, UTC) or a duration such as 90d or 12h means. never: None."""
+    if text is None or text == "never":
         return None
     if match := re.fullmatch(r"(\d{1,5})([dhm])", text):
         unit = {"d": "days", "h": "hours", "m": "minutes"}[match[2]]
@@ -307,7 +361,7 @@ def _expiry(text: str | None) -> int | None:
             end = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=UTC) + timedelta(days=1)
         except (ValueError, OverflowError):
             raise ConfigError(
-                f"--expires {text}: write a day such as 2027-01-31 or a duration such as 90d"
+                f"--expires {text}: write a day such as 2027-01-31, a duration such as 90d, or never"
             ) from None
     return int(end.timestamp() * 1000)
 

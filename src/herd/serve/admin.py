@@ -57,11 +57,15 @@ class SharedPrompt(BaseModel):
 
 
 class KeyChange(BaseModel):
-    """The body of a request to change a key: the fields of its policy that are to be different."""
+    """The body of a request to change a key: the fields of its policy that are to be different, and its end.
+
+    ``expires_ms`` null: it never expires.
+    """
 
     model_config = ConfigDict(extra="forbid")
-    policy: dict[str, Any]
+    policy: dict[str, Any] = {}
     currency: str = ""
+    expires_ms: int | None = None
 
 
 @router.get("/herd/v1/keys")
@@ -100,12 +104,13 @@ def one_key(request: Request, key_id: str, principal: Admin) -> dict[str, Any]:
 
 @router.patch("/herd/v1/keys/{key_id}")
 async def changed_key(request: Request, key_id: str, principal: Admin) -> dict[str, Any]:
-    """Change fields of a key's policy, e.g. its budgets."""
+    """Change fields of a key's policy, e.g. its budgets, or its end."""
     asked = KeyChange.model_validate(await read_json(request, request.app.state.settings))
 
     def work() -> dict[str, Any]:
-        known = _known(request, key_id)
-        return public_view(change_key(_store(request), known, asked.policy, principal.actor, asked.currency))
+        known, store = _known(request, key_id), _store(request)
+        expires = asked.expires_ms if "expires_ms" in asked.model_fields_set else ...
+        return public_view(change_key(store, known, asked.policy, principal.actor, asked.currency, expires))
 
     try:
         return await run_in_threadpool(work)

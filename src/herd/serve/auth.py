@@ -22,7 +22,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from ..errors import ConfigError
 from .errors import Forbidden, StoreError, Unauthorized
-from .keys import SCOPES, Scope, list_keys, verify_token
+from .keys import SCOPES, KeyInfo, Scope, list_keys, verify_token
 from .store import Store, now_ms
 from .tables import meta
 
@@ -85,7 +85,7 @@ class Authenticator:
     def __init__(self, store: Store | None, poll_seconds: float = POLL_SECONDS) -> None:
         self._store, self._poll_seconds = store, poll_seconds
         self._version = 0
-        self._active: dict[str, str] = {}  # id -> digest of the keys that are not revoked
+        self._active: dict[str, KeyInfo] = {}  # the keys that are not revoked, by id
         self._watched: dict[object, tuple[Principal, Callable[[], None]]] = {}
         self._closing = threading.Event()
         self._watcher: threading.Thread | None = None
@@ -123,11 +123,13 @@ class Authenticator:
 
     def has_ended(self, principal: Principal) -> bool:
         """Return whether the key was revoked, rotated or has expired since it was checked. Costs no query."""
-        if principal.expires_ms is not None and principal.expires_ms <= now_ms():
-            return True
-        return (
-            self._version > principal.keys_version and self._active.get(principal.key_id) != principal.digest
-        )
+        expires = principal.expires_ms
+        if self._version > principal.keys_version:
+            info = self._active.get(principal.key_id)
+            if info is None or info.digest != principal.digest:
+                return True
+            expires = info.expires_ms
+        return expires is not None and expires <= now_ms()
 
     def watch(self, principal: Principal, end: Callable[[], None]) -> Callable[[], None]:
         """Call ``end`` from another thread soon after the key ends. Return a function that stops this."""
@@ -159,7 +161,7 @@ class Authenticator:
         with store.read() as connection:
             version = connection.execute(sql.select(meta.c.keys_version)).scalar_one()
         if version != self._version:
-            self._active = {info.id: info.digest for info in list_keys(store) if info.revoked_ms is None}
+            self._active = {info.id: info for info in list_keys(store) if info.revoked_ms is None}
             self._version = version  # last: `has_ended` reads the version first
 
 

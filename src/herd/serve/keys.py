@@ -14,6 +14,7 @@ import secrets
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Annotated, Any, Literal, get_args
 
 import sqlalchemy as sql
@@ -127,8 +128,7 @@ def create_key(
         raise ConfigError(
             f"key name {name!r}: use up to 64 letters, digits, spaces and _.@+-, first a letter or digit"
         )
-    if expires_ms is not None and expires_ms <= now_ms():
-        raise ConfigError(f"key {name}: it would already have expired; choose a later time")
+    _checked_end(name, expires_ms)
     id_ = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(_ID_LENGTH))
     secret = _new_secret()
     info = KeyInfo(id_, name, _digest(secret), policy, now_ms(), expires_ms, None)
@@ -175,19 +175,27 @@ def revoke_key(store: Store, id_or_name: str, actor: str) -> KeyInfo:
 
 
 def change_key(
-    store: Store, id_or_name: str, changes: Mapping[str, Any], actor: str, currency: str = ""
+    store: Store,
+    id_or_name: str,
+    changes: Mapping[str, Any],
+    actor: str,
+    currency: str = "",
+    expires_ms: int | EllipsisType | None = ...,
 ) -> KeyInfo:
     """Change fields of a key's policy and return the key. Open requests keep what they were admitted with.
 
-    ``currency`` is the currency of budgets in money. Raises ConfigError for a key that was revoked, and
-    ValueError for a policy that is malformed.
+    ``currency`` is the currency of budgets in money. ``expires_ms`` is the new end, None for never, and by
+    default the old one. Raises ConfigError for a key that was revoked or an end in the past, and ValueError
+    for a policy that is malformed.
     """
     with store.write(durable=True) as connection:
         info = _find_valid(connection, id_or_name)
         policy = KeyPolicy.model_validate({**info.policy.model_dump(), **changes})
         if currency:
             choose_currency(connection, currency)
-        _change(connection, actor, "change key", info, policy=policy.model_dump(mode="json"))
+        expires = info.expires_ms if expires_ms is ... else _checked_end(info.name, expires_ms)
+        values = {"policy": policy.model_dump(mode="json"), "expires_ms": expires}
+        _change(connection, actor, "change key", info, **values)
         return _find(connection, info.id)
 
 
@@ -236,16 +244,28 @@ def key_by_id(connection: sql.Connection, id_: str) -> KeyInfo | None:
 
 def parse_budget(text: str) -> tuple[TokenBudget, str]:
     """Return a budget such as ``500000 tokens/day`` or ``20 EUR/month``, and its currency ("" for tokens)."""
-    match = re.fullmatch(r"\s*([\d_.]+)\s*(tokens|[A-Z]{3})\s*/\s*(day|month)\s*", text)
+    match = re.fullmatch(r"\s*([^\s/A-Za-z]+)\s*([^\s/]+)\s*/\s*(\S+)\s*", text)
     if match is None:
         raise ConfigError(f"budget {text!r}: write e.g. '500000 tokens/day' or '20 EUR/month'")
-    amount, unit = match[1], match[2]
-    period: Literal["day", "month"] = "day" if match[3] == "day" else "month"
-    if unit != "tokens":
-        return TokenBudget(unit="money", period=period, amount=parse_money(amount)), unit
-    if not amount.replace("_", "").isdecimal() or int(amount) > 10**15:
-        raise ConfigError(f"budget {text!r}: a number of tokens is a whole number below 10^15")
-    return TokenBudget(unit="tokens", period=period, amount=int(amount)), ""
+    amount, unit, per = match[1].replace("_", ""), match[2].upper(), match[3].lower()
+    if per not in ("day", "month"):
+        raise ConfigError(f"budget {text!r}: the period {match[3]!r} must be day or month")
+    period: Literal["day", "month"] = "day" if per == "day" else "month"
+    if unit in ("TOKEN", "TOKENS"):
+        if not amount.isdecimal() or len(amount) > 15:
+            raise ConfigError(f"budget {text!r}: {match[1]!r} must be a whole number below 10^15 of tokens")
+        return TokenBudget(unit="tokens", period=period, amount=int(amount)), ""
+    if not re.fullmatch("[A-Z]{3}", unit):
+        raise ConfigError(
+            f"budget {text!r}: {match[2]!r} must be tokens or a currency's three letters, e.g. EUR"
+        )
+    return TokenBudget(unit="money", period=period, amount=parse_money(amount)), unit
+
+
+def _checked_end(name: str, expires_ms: int | None) -> int | None:
+    if expires_ms is not None and expires_ms <= now_ms():
+        raise ConfigError(f"key {name}: it would already have expired; choose a later time")
+    return expires_ms
 
 
 def _new_secret() -> str:
