@@ -4,6 +4,7 @@ import pytest
 
 from herd.serve.about import DetokenizeRequest, TokenizeRequest
 from herd.serve.anthropic import CountRequest, MessagesRequest
+from herd.serve.embeddings import EmbeddingRequest, LlamaCppEmbeddingRequest, OllamaEmbedRequest
 from herd.serve.errors import ApiError
 from herd.serve.fields import MAX_WARNINGS, field_table, sort_fields
 from herd.serve.llamacpp import LlamaCppRequest, TemplateRequest
@@ -18,6 +19,9 @@ SHORT = {"stream": False, "options": {"num_predict": 1}}
 REQUESTS = {
     "chat": ("/v1/chat/completions", HELLO | {"max_tokens": 1}, ChatRequest),
     "completions": ("/v1/completions", {"prompt": "six", "max_tokens": 1}, CompletionRequest),
+    "embeddings": ("/v1/embeddings", {"input": "six"}, EmbeddingRequest),
+    "llamacpp_embedding": ("/embedding", {"content": "six"}, LlamaCppEmbeddingRequest),
+    "ollama_embed": ("/api/embed", {"model": "tiny", "input": "six"}, OllamaEmbedRequest),
     "llamacpp": ("/completion", {"prompt": "six", "n_predict": 1}, LlamaCppRequest),
     "apply_template": ("/apply-template", HELLO, TemplateRequest),
     "messages": ("/v1/messages", HELLO | {"max_tokens": 1}, MessagesRequest),

@@ -1,6 +1,11 @@
 """What a gateway passes on to other servers as it is, and what it controls so that limits and bills stay exact."""
 
+# ruff: noqa: F811
 from __future__ import annotations
+
+import base64
+import json
+import struct
 
 import openai
 import pytest
@@ -24,7 +29,7 @@ def upstream():
 
 
 @pytest.fixture
-def client(gateway, upstream):  # noqa: F811
+def client(gateway, upstream):
     http = gateway(upstream)
     key = http.headers["authorization"].removeprefix("Bearer ")
     with openai.OpenAI(base_url=f"{http.base_url}/v1", api_key=key, max_retries=0) as client:
@@ -120,14 +125,14 @@ def test_pictures_and_sounds_reach_the_model_and_cost_what_its_server_says(clien
 
 
 @pytest.mark.parametrize("room", [99_999, 100_009])
-def test_a_request_with_a_picture_reserves_the_whole_context(gateway, upstream, room):  # noqa: F811
+def test_a_request_with_a_picture_reserves_the_whole_context(gateway, upstream, room):
     budget = (TokenBudget(unit="tokens", period="day", amount=room),)
     http = gateway(upstream, policy=KeyPolicy(budgets=budget))
     response = ask(http, messages=look(PICTURE), max_tokens=9)
     assert response.status_code == (200 if room >= 100_009 else 429)
 
 
-def test_what_a_passed_field_may_add_to_the_prompt_is_reserved(gateway):  # noqa: F811
+def test_what_a_passed_field_may_add_to_the_prompt_is_reserved(gateway):
     upstream = ScriptedUpstream(["one"], card=LARGE)
     http = gateway(
         upstream, policy=KeyPolicy(budgets=(TokenBudget(unit="tokens", period="day", amount=500),))
@@ -142,3 +147,53 @@ def test_a_strict_gateway_passes_on_no_unknown_field():
     with pytest.raises(Exception, match="top_a: unknown field"):
         sort_fields("chat", {"top_a": 1}, strict=True, is_upstream=True)
     assert sort_fields("chat", {"reasoning_effort": "low"}, strict=True, is_upstream=True)[0]
+
+
+def embedding(index, numbers=(0.5, -1.0)) -> dict:
+    return {"index": index, "embedding": list(numbers)}
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        ([embedding(1, (1.0, 2.0)), embedding(0)], 200),
+        ([embedding(0), {"index": 1, "embedding": base64.b64encode(struct.pack("<2f", 1, 2)).decode()}], 200),
+        ([embedding(0)], 502),
+        ([embedding(0), embedding(1, (float("nan"), 1.0))], 502),
+        ([embedding(0), embedding(1, ("a",))], 502),
+        ([embedding(0), {"index": 1, "embedding": "!"}], 502),
+        ("what", 502),
+    ],
+    ids=str,
+)
+def test_an_upstream_s_own_embeddings(gateway, store, data, status):
+    usage = {"prompt_tokens": 11, "total_tokens": 11}
+    upstream = ScriptedUpstream((200, {"data": data, "usage": usage}), card=CARD | {"owned_by": "someone"})
+    http = gateway(upstream)
+    asked = {
+        "model": "m",
+        "input": ["a", "b"],
+        "dimensions": 2,
+        "input_type": "query",
+        "user": "bob",
+        "priority": 1,
+    }
+    response = http.post("/v1/embeddings", json=asked)
+    assert response.status_code == status, response.text
+    ((path, _, body),) = upstream.requests
+    assert (path, body["input"], body["encoding_format"]) == ("/v1/embeddings", ["a", "b"], "base64")
+    assert (body["dimensions"], body["input_type"]) == (2, "query")
+    assert not {"user", "priority", "stream", "max_tokens"} & body.keys()
+    if status == 200:
+        assert [each["embedding"] for each in response.json()["data"]] == [[0.5, -1.0], [1.0, 2.0]]
+        assert response.json()["usage"]["prompt_tokens"] == 11
+    assert billed(store) == ((1, 11, 0) if status == 200 else (0, 0, 0))
+
+
+def test_the_refusals_of_an_upstream(gateway, store):
+    upstream = ScriptedUpstream((400, {"error": {"message": "not an embedding model"}}), (500, {}))
+    http = gateway(upstream)
+    for status, words in ((400, "not an embedding model"), (502, "failed")):
+        response = http.post("/v1/embeddings", json={"model": "m", "input": "a"})
+        assert (response.status_code, words in json.dumps(response.json())) == (status, True)
+    assert billed(store) == (0, 0, 0)

@@ -33,8 +33,8 @@ Scopes = Annotated[
     list[str],
     typer.Option(
         "--scope",
-        help="Allow only these routes: chat, completions, responses, messages, ollama, tokenize, models, "
-        "usage, metrics, admin. Repeatable (default, or '': all but the last two).",
+        help="Allow only these routes: chat, completions, responses, messages, ollama, embeddings, tokenize, "
+        "models, usage, metrics, admin. Repeatable (default, or '': all but the last two).",
     ),
 ]
 Admin = Annotated[bool, typer.Option("--admin", help="Allow everything, also keys and metrics.")]

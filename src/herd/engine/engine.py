@@ -207,6 +207,8 @@ class Engine:
         """Queue a checked request, whose deltas go to ``stream``."""
         counts = None if self.draft is None else Speculated()
         sequence = Sequence(stream, self.tokenizer, self._stop_ids, self.context, guide, counts)
+        if stream.request.embeds:  # so that no request waits for pages that it will not share
+            sequence.tenant = f"{sequence.tenant}\0embeds"
         if stream.request.adapter and self._runner.switch is not None:  # its keys and values are its own
             sequence.tenant = f"{sequence.tenant}\0{self._runner.switch.digests[stream.request.adapter]}"
         self.scheduler.add(sequence)
@@ -295,7 +297,7 @@ class Engine:
         for sequence, n, draft in parts:
             start = sequence.cached.length
             tokens += sequence.tokens[start : start + n]
-            if start + n == len(sequence.tokens):
+            if start + n == len(sequence.tokens) and not sequence.request.embeds:
                 positions += range(len(tokens) - 1, len(tokens) + len(draft.tokens))
                 if draft.tokens:
                     tokens += draft.tokens
@@ -311,7 +313,7 @@ class Engine:
         hidden_ND = self._runner(lengths, tokens, adapters, on_layer)
         on_layer(self.model.config.n_layers)
         if prompts:
-            self._score_prompts(parts, hidden_ND)
+            self._read_prompts(parts, hidden_ND)
         if ready:
             logits_NV = self._logits(hidden_ND if len(positions) == len(tokens) else hidden_ND[positions])
             n_before = sum(sequence.n_new for sequence, _, _ in ready)
@@ -323,9 +325,10 @@ class Engine:
         if self.pacer is not None:
             self.pacer.note(len(parts) - len(prompts), sum(prompts), time.perf_counter() - began)
         for sequence, _, _ in parts:
-            self.cache.remember(sequence.cached, sequence.tenant, sequence.tokens)
-            if self.saved_pages is not None and sequence.n_new <= 1:
-                self.saved_pages.save(sequence.cached)
+            if not sequence.request.embeds:  # nobody asks for its pages again
+                self.cache.remember(sequence.cached, sequence.tenant, sequence.tokens)
+                if self.saved_pages is not None and sequence.n_new <= 1:
+                    self.saved_pages.save(sequence.cached)
             if sequence.stream.done:
                 self.scheduler.remove(sequence)
 
@@ -340,8 +343,8 @@ class Engine:
         n_all = sum(s.n_prompt - s.stream.shared_tokens for s, _ in prompts)
         return lambda layer: report(n_before + n_now * layer // n_layers, n_all)
 
-    def _score_prompts(self, parts: list[Part], hidden_ND: Tensor) -> None:
-        """Give sequences the log-probabilities that they want of prompt tokens, which these parts predict."""
+    def _read_prompts(self, parts: list[Part], hidden_ND: Tensor) -> None:
+        """Give sequences what they want of their prompts: hidden states, or log-probabilities of tokens."""
         row = 0
         for sequence, n, draft in parts:
             if sequence.lacks_prompt_logprobs:
@@ -354,6 +357,8 @@ class Engine:
                     logits_NV = self._logits(hidden_ND[row + at : row + at + len(some)])
                     scored += [each for (each,) in logprobs(logits_NV, some, [top] * len(some))]
                 sequence.take_prompt_logprobs(scored)
+            if sequence.request.embeds:
+                sequence.take_hidden(hidden_ND[row : row + n])
             row += n + len(draft.tokens)
 
     def _logits(self, hidden_ND: Tensor) -> Tensor:

@@ -101,7 +101,8 @@ class Request:
     keys and values of common prompt beginnings. Tenants share nothing with each other. Requests of different
     ``owner``s take turns when they begin and when their prompts are computed. With ``prompt_logprobs``, each
     token of the prompt but the first gets its log-probability, and those of that many most likely tokens at
-    its position. The prompt is then computed as a whole, even if it is cached.
+    its position. The prompt is then computed as a whole, even if it is cached. With ``embeds`` there is no
+    answer: the stream ends with an ``embedding`` of the prompt.
     ``adapter`` names one of the adapters on the engine's model ("": none, see `llama.switched`).
     """
 
@@ -113,6 +114,7 @@ class Request:
     owner: str = ""
     adapter: str = ""
     prompt_logprobs: int | None = None
+    embeds: bool = False
 
     def validate(self, vocab_size: int, context: int) -> None:
         """Raise EngineError if a model with this vocabulary and context cannot serve the request.

@@ -7,6 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from torch import Tensor
+
 from ..errors import EngineError
 from ..kernels.page_layout import PAGE
 from ..text.tokenizer import Tokenizer
@@ -41,6 +43,8 @@ class ResponseStream(Iterator[Delta]):
         self.shared_tokens = 0
         self.prompt_logprobs: list[TokenLogprob] | None = None
         """Those of the prompt but for its first token, if the request asks for them. Set before any delta."""
+        self.embedding: list[float] | None = None
+        """The mean of the prompt's last hidden states, of length 1, if the request ``embeds``."""
         self._n_read = 0
         self._submitted = time.perf_counter()
         self._began: float | None = None
@@ -160,6 +164,7 @@ class Sequence:
         self.acceptance_rate = INITIAL_ACCEPTANCE_RATE
         self.may_draft = True
         self.prompt_logprobs: list[TokenLogprob] = []
+        self.hidden_sum_D: Tensor | None = None
         self.owner, self.tenant = request.owner, request.tenant
         self.n_prompt = len(self.tokens)
         room = context - self.n_prompt
@@ -175,7 +180,7 @@ class Sequence:
     @property
     def n_shareable(self) -> int:
         """Number of its first tokens that may come from the cache. Logits need tokens that are computed."""
-        return 0 if self.lacks_prompt_logprobs else len(self.tokens) - 1
+        return 0 if self.lacks_prompt_logprobs or self.request.embeds else len(self.tokens) - 1
 
     @property
     def soon(self) -> int:
@@ -191,12 +196,26 @@ class Sequence:
         """Note that the sequence was admitted, with ``shared_tokens`` tokens from the cache."""
         self.stream.begin(shared_tokens)
         self.prompt_logprobs.clear()
+        self.hidden_sum_D = None
 
     def take_prompt_logprobs(self, logprobs: list[TokenLogprob]) -> None:
         """Add log-probabilities of the next tokens of the prompt."""
         self.prompt_logprobs += logprobs
         if len(self.prompt_logprobs) == self.n_prompt - 1:
             self.stream.prompt_logprobs = list(self.prompt_logprobs)
+
+    def take_hidden(self, hidden_ND: Tensor) -> None:
+        """Add the hidden states (N, D) of the next tokens of a prompt to embed. The last ones end it."""
+        sum_D = hidden_ND.float().sum(0)
+        self.hidden_sum_D = sum_D if self.hidden_sum_D is None else self.hidden_sum_D + sum_D
+        if self.cached.length < self.n_prompt:
+            return
+        norm = self.hidden_sum_D.norm()
+        if not norm.isfinite():
+            self.fail(EngineError("the hidden states of this text are not finite: the weights are damaged"))
+            return
+        self.stream.embedding = (self.hidden_sum_D / norm.clamp_min(1e-12)).tolist()
+        self.end("stop")
 
     def fail(self, error: EngineError) -> None:
         """End its answer with an error."""

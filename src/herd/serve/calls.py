@@ -58,6 +58,20 @@ class TextCall:
     passed: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class EmbeddingCall:
+    """A request for the embeddings of texts, or of token ids, which are taken as they are.
+
+    ``param`` is the field that they came in. ``dimensions`` is the size that the client wants. ``passed`` is
+    as in `ChatCall`.
+    """
+
+    inputs: Sequence[str | list[int]]
+    param: str
+    dimensions: int | None = None
+    passed: Mapping[str, Any] = field(default_factory=dict)
+
+
 def checked_sampling(defaults: Mapping[str, Any], changes: Mapping[str, Any]) -> Sampling:
     """Return a model's settings, replaced by those of a request that are not None. Raises `BadRequest`.
 

@@ -21,8 +21,9 @@ from ..engine.request import Request, Sampling
 from ..text.answers import AnswerParser
 from ..text.chat_format import ChatFormat
 from ..text.tokenizer import Tokenizer
-from .calls import ChatCall, TextCall, checked_sampling
+from .calls import ChatCall, EmbeddingCall, TextCall, checked_sampling
 from .dialog import shape_dialog
+from .embedding_source import EmbeddingPrompt, EmbeddingSource
 from .engine_source import start_engine_source
 from .forms import AnswerForm, CallsFirstParser, answer_form
 from .problems import BadRequest, PromptTooLong
@@ -37,7 +38,7 @@ ANY_NAME = "*"
 
 
 @dataclass(frozen=True)
-class ServedModel(Servable["ReadyPrompt"]):
+class ServedModel(Servable["ReadyPrompt | EmbeddingPrompt"]):
     """A model with its engine in this process, and the settings of its checkpoint.
 
     ``sampling`` has the checkpoint's defaults by the names of `Sampling`. ``adapter`` is the one that a
@@ -94,6 +95,18 @@ class ServedModel(Servable["ReadyPrompt"]):
     async def prepare_text(self, call: TextCall) -> ReadyPrompt:
         return await run_in_threadpool(prepare_text, self, call)
 
+    async def prepare_embeddings(self, call: EmbeddingCall) -> list[EmbeddingPrompt]:
+        dim = self.loop.engine.model.config.dim
+        if call.dimensions not in (None, dim):
+            raise BadRequest(
+                f"dimensions={call.dimensions}: embeddings of this model have {dim}", "dimensions"
+            )
+
+        def encode() -> list[list[int]]:
+            return [text_ids(self, each, call.param) for each in call.inputs]
+
+        return [EmbeddingPrompt(await run_in_threadpool(encode), self.adapter)]
+
     async def encode_chat(self, call: ChatCall) -> list[int]:
         prompt = await run_in_threadpool(lambda: prepare_chat(self, call, any_length=True))
         return prompt.ids
@@ -112,8 +125,13 @@ class ServedModel(Servable["ReadyPrompt"]):
     async def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
         return [self.tokenizer.token_bytes(id_) for id_ in ids]
 
-    async def start(self, prompts: Sequence[ReadyPrompt], principal: Principal) -> AnswerSource:
-        return await start_engine_source(self.loop, self.tokenizer, prompts, principal)
+    async def start(
+        self, prompts: Sequence[ReadyPrompt | EmbeddingPrompt], principal: Principal
+    ) -> AnswerSource:
+        if isinstance(prompts[0], EmbeddingPrompt):
+            return EmbeddingSource(self.loop, prompts[0], principal.cache_group, principal.key_id)
+        ready = [prompt for prompt in prompts if isinstance(prompt, ReadyPrompt)]
+        return await start_engine_source(self.loop, self.tokenizer, ready, principal)
 
     def stats(self) -> EngineStats:
         return self.loop.stats()
@@ -224,20 +242,26 @@ def _form(call: ChatCall, tools: Sequence[OfferedTool], call_format: str, tokeni
 
 
 def prepare_text(served: ServedModel, call: TextCall) -> ReadyPrompt:
-    """Return the prompt for a continuation of a text, or of token ids, which are taken as they are."""
-    tokenizer, prompt = served.tokenizer, call.prompt
-    ids = tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
-    if not ids:
-        ids = list(tokenizer.prefix_ids)
-    if not isinstance(prompt, str):
-        check_ids(ids, tokenizer.vocab_size, "prompt")
-    check_length(ids, served.context)
+    """Return the prompt for a continuation of a text, or of token ids."""
+    ids = text_ids(served, call.prompt, "prompt")
     constraint = call.grammar or (None if call.schema is None else Constraint.json_schema(call.schema))
     sampled = served.sampling_of(call.sampling)
     form = AnswerForm(constraint)
     return ReadyPrompt(
         ids, sampled, call.n, form, echo=call.echo, adapter=served.adapter, cache_salt=call.cache_salt
     )
+
+
+def text_ids(served: ServedModel, prompt: str | list[int], param: str) -> list[int]:
+    """Return the token ids of a text of its own, or the given ones as they are. Raises `BadRequest`."""
+    tokenizer = served.tokenizer
+    ids = tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else list(prompt)
+    if not ids:
+        ids = list(tokenizer.prefix_ids)
+    if not isinstance(prompt, str):
+        check_ids(ids, tokenizer.vocab_size, param)
+    check_length(ids, served.context)
+    return ids
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, param: str) -> None:

@@ -103,7 +103,7 @@ def has_media(content: Any) -> bool:
     )
 
 
-def _parts(content: Sequence[Any], where: str) -> list[dict[str, Any]]:
+def _parts(content: Any, where: str) -> list[dict[str, Any]]:
     """Return the parts of a content for another server: text, and `MEDIA` with what is known of them.
 
     That server would fetch an address. It may reach what the client cannot, so the data must be in the part.

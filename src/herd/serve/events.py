@@ -42,6 +42,13 @@ class AnswerText:
 
 
 @dataclass(frozen=True)
+class AnswerVector(AnswerText):
+    """The embedding of an input, in place of a text."""
+
+    values: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
 class AnswerThought:
     """A piece of the reasoning of a choice."""
 
@@ -150,6 +157,11 @@ class Choice:
         """The text of all steps."""
         paragraphs = Paragraphs()
         return "".join(map(paragraphs.text, self.events))
+
+    @property
+    def vector(self) -> Sequence[float]:
+        """The embedding of an input."""
+        return next(event.values for event in self.events if isinstance(event, AnswerVector))
 
     @property
     def thought(self) -> str:

@@ -22,7 +22,7 @@ Effect = Literal["honoured", "silent", "warned", "refused"]
 MAX_WARNINGS = 32
 """Warnings of one response. A body may have any number of unknown fields."""
 WITHHELD = "withheld"
-_PASSING_APIS = ("chat", "completions")
+_PASSING_APIS = ("chat", "completions", "embeddings")
 """APIs that other servers have too, so that their unknown fields can be passed on."""
 
 

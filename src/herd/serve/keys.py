@@ -26,8 +26,8 @@ from .store import Store, now_ms, record
 from .tables import keys, meta
 
 Scope = Literal[
-    "chat", "completions", "responses", "messages", "ollama", "tokenize", "models", "usage", "metrics",
-    "admin",
+    "chat", "completions", "responses", "messages", "ollama", "embeddings", "tokenize", "models", "usage",
+    "metrics", "admin",
 ]  # fmt: skip
 """The group of routes that a key may use. ``usage`` is the key's own usage."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)

@@ -262,12 +262,12 @@ class OllamaWriter(AnswerWriter):
         first = usage.total_seconds if usage.first_token_seconds is None else usage.first_token_seconds
         fields = {
             "done_reason": "length" if self._reason == "length" else "stop",
-            "total_duration": _nanoseconds(usage.total_seconds),
+            "total_duration": nanoseconds(usage.total_seconds),
             "load_duration": 0,
             "prompt_eval_count": usage.prompt_tokens,
-            "prompt_eval_duration": _nanoseconds(first - usage.queue_seconds),
+            "prompt_eval_duration": nanoseconds(first - usage.queue_seconds),
             "eval_count": usage.completion_tokens,
-            "eval_duration": _nanoseconds(usage.total_seconds - first),
+            "eval_duration": nanoseconds(usage.total_seconds - first),
         }
         return fields | ({"herd": {"warnings": answer.warnings}} if answer.warnings else {})
 
@@ -333,5 +333,6 @@ def _time(seconds: int | None = None) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
-def _nanoseconds(seconds: float) -> int:
+def nanoseconds(seconds: float) -> int:
+    """Return a duration as Ollama's API writes it."""
     return max(0, round(seconds * 1e9))

@@ -39,8 +39,16 @@ MAX_HEADER = 4000
 """Characters of the header with warnings. Proxies refuse headers that are much longer."""
 
 
-class AnswerWriter(ABC):
-    """How one API writes answers. One writer is made for each request.
+class BodyWriter(ABC):
+    """How one API writes answers that are never streamed. One writer is made for each request."""
+
+    @abstractmethod
+    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> Any:
+        """Return the body of a response that is not streamed, as JSON has it."""
+
+
+class AnswerWriter(BodyWriter):
+    """How one API writes answers, also streamed ones.
 
     ``ping`` keeps a silent stream alive. Empty: the format of the stream has nothing that clients would
     ignore.
@@ -65,17 +73,13 @@ class AnswerWriter(ABC):
     def error(self, error: ApiError) -> bytes:
         """Return the event that tells of an error in a stream."""
 
-    @abstractmethod
-    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> Any:
-        """Return the body of a response that is not streamed, as JSON has it."""
-
 
 async def respond(
     request: Request,
     principal: Principal,
     served: Servable[Any],
     prompts: Sequence[CheckedPrompt],
-    writer: AnswerWriter,
+    writer: BodyWriter,
     *,
     stream: bool,
     warnings: list[str],
@@ -117,7 +121,7 @@ async def respond(
     answer = LiveAnswer(served, prompts, step, warnings, has_ended, finished, agent)
     stop_watching = state.authenticator.watch(principal, answer.cancel)
     headers = warning_header(warnings)
-    if stream:
+    if stream and isinstance(writer, AnswerWriter):
         return EventStream(answer, writer, settings, headers)
     return await _respond_at_once(request, answer, writer, headers)
 
@@ -141,7 +145,7 @@ def warning_header(warnings: Sequence[str]) -> dict[str, str]:
 
 
 async def _respond_at_once(
-    request: Request, answer: LiveAnswer, writer: AnswerWriter, headers: dict[str, str]
+    request: Request, answer: LiveAnswer, writer: BodyWriter, headers: dict[str, str]
 ) -> Response:
     collecting = asyncio.ensure_future(collect(answer))
     leaving = asyncio.ensure_future(_disconnected(request.receive))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..engine.loop import EngineStats
     from ..engine.request import Sampling
     from .auth import Principal
-    from .calls import ChatCall, TextCall
+    from .calls import ChatCall, EmbeddingCall, TextCall
 
 
 class CheckedPrompt(Protocol):
@@ -113,6 +113,10 @@ class Servable(ABC, Generic[PromptT]):
     @abstractmethod
     async def prepare_text(self, call: TextCall) -> PromptT:
         """Return the prompt for a continuation of a text. Raises `ApiError` for what cannot be served."""
+
+    @abstractmethod
+    async def prepare_embeddings(self, call: EmbeddingCall) -> Sequence[PromptT]:
+        """Return the prompts for embeddings, with as many answers. Raises `ApiError` likewise."""
 
     @abstractmethod
     async def encode_chat(self, call: ChatCall) -> list[int]:

@@ -9,7 +9,8 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .calls import ChatCall, TextCall, checked_sampling
+from ..engine.request import Sampling
+from .calls import ChatCall, EmbeddingCall, TextCall, checked_sampling
 from .http_client import HttpError
 from .models import ModelPool, ModelSlot
 from .problems import BadRequest, Overloaded, PromptTooLong
@@ -19,6 +20,7 @@ from .upstream_wire import (
     MAX_TOKENS,
     chat_body,
     check_passed,
+    embedding_body,
     encoded,
     error_message,
     prompt_size,
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTEXT = 32_768
 """Context of a model whose upstream does not tell it, unless the operator does."""
+EMBEDDED_AT_ONCE = 128
+"""Texts of one request to an upstream, whose embeddings have 16 MiB at most together."""
+EMBEDDING = Sampling(max_tokens=1)
 WIRE_DEFAULTS = {"temperature": 1.0}
 """What OpenAI's API says is used if a client does not ask for anything else."""
 
@@ -117,6 +122,20 @@ class UpstreamModel(Servable[UpstreamPrompt]):
     async def prepare_text(self, call: TextCall) -> UpstreamPrompt:
         return self._prompt("/v1/completions", text_body(call, self.name), call, {})
 
+    async def prepare_embeddings(self, call: EmbeddingCall) -> list[UpstreamPrompt]:
+        prompts = []
+        for start in range(0, len(call.inputs), EMBEDDED_AT_ONCE):
+            inputs = call.inputs[start : start + EMBEDDED_AT_ONCE]
+            body = embedding_body(inputs, call.dimensions, self.name)
+            estimate, most = prompt_size(body)
+            prompt = UpstreamPrompt(
+                "/v1/embeddings", body, EMBEDDING, len(inputs), estimate, most, passed=call.passed,
+                is_countable=False, embeds=True,
+            )  # fmt: skip
+            prompt.bound += prompt.passed_tokens
+            prompts.append(prompt)
+        return prompts
+
     async def encode_chat(self, call: ChatCall) -> list[int]:
         check_passed(call.passed)
         body = chat_body(call, self.name)
@@ -145,7 +164,7 @@ class UpstreamModel(Servable[UpstreamPrompt]):
         than the room is limited to it, because vLLM refuses to begin it.
         """
         upstream = self._fleet.choose(self.name)
-        prompts = [prompt for prompt in prompts if prompt.is_text]
+        prompts = [prompt for prompt in prompts if prompt.is_countable]
         if not prompts or upstream is None or upstream.counts_tokens is False:
             return
         most = max(prompt.bound + (prompt.sampling.max_tokens or 0) for prompt in prompts)
@@ -212,7 +231,7 @@ class UpstreamModel(Servable[UpstreamPrompt]):
         warnings = call.warnings if isinstance(call, ChatCall) else []
         prompt = UpstreamPrompt(
             path, body, sampling, call.n, min(estimate, self.context), self.context, tools, call.cache_salt,
-            warnings, passed=call.passed, is_text=most < MAX_TOKENS,
+            warnings, passed=call.passed, is_countable=most < MAX_TOKENS,
         )  # fmt: skip
         prompt.bound = min(most + prompt.passed_tokens, self.context)
         return prompt

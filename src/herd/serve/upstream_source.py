@@ -17,7 +17,7 @@ from typing import Any
 
 from ..engine.request import Sampling
 from .errors import ApiError
-from .events import AnswerUsage, Piece
+from .events import AnswerEnd, AnswerEvent, AnswerUsage, AnswerVector, Piece
 from .http_client import ConnectError, HttpConnection, HttpError
 from .problems import BadRequest, Overloaded, ServerFault
 from .source import AnswerSource
@@ -27,11 +27,12 @@ from .upstream_wire import (
     encoded,
     error_message,
     prompt_beginning,
-    stream_body,
+    stream_options,
     told_usage,
     told_warnings,
 )
 from .upstreams import MAX_ANSWER, Fleet, Upstream, describe, read_limited
+from .vectors import read_vector
 
 log = logging.getLogger("herd.serve")
 
@@ -47,8 +48,8 @@ class UpstreamPrompt:
     """A prompt for another server: ``body`` goes to ``path``.
 
     It has about ``estimate`` tokens, and at most ``bound``. ``counted`` is their number, once an upstream has
-    counted them, which it can do if the prompt ``is_text``. The fields in ``passed`` go there too, and add at
-    most ``passed_tokens``.
+    counted them, which it can do if the prompt ``is_countable``. The fields in ``passed`` go there too, and
+    add at most ``passed_tokens``. ``embeds``: nothing is generated.
     """
 
     path: str
@@ -62,7 +63,8 @@ class UpstreamPrompt:
     warnings: list[str] = field(default_factory=list)
     counted: int | None = None
     passed: Mapping[str, Any] = field(default_factory=dict)
-    is_text: bool = True
+    is_countable: bool = True
+    embeds: bool = False
 
     @property
     def n_tokens(self) -> int:
@@ -74,6 +76,8 @@ class UpstreamPrompt:
 
     def max_completion_tokens(self, context: int) -> int:
         """Return the most tokens that all answers together can have."""
+        if self.embeds:
+            return 0
         room = max(context - (1 if self.counted is None else self.counted), 1)
         return self.n * min(self.sampling.max_tokens or room, room)
 
@@ -254,14 +258,18 @@ class _Stream:
         """Read one upstream's answer. Raises `_UpstreamFailed`."""
         fleet, times = self._fleet, self._fleet.times
         prompt, tells_usage = self._prompt, upstream.tells_usage(self._model)
-        body = stream_body(prompt.body, prompt.passed, self._salt, tells_usage=tells_usage)
+        stream = {} if prompt.embeds else stream_options(tells_usage)
+        body = encoded({**prompt.passed, **prompt.body, **stream, "cache_salt": self._salt})
         exchange = fleet.client.exchange(upstream.url, prompt.path, body)
         try:
             async with asyncio.timeout(times.first) as limit, exchange as response:
                 if response.status != 200:
                     raise refusal(upstream, response, await read_limited(response))
                 self.accepted.set()
-                await self._read_events(upstream, response, limit)
+                if prompt.embeds:
+                    await self._read_embeddings(response, limit)
+                else:
+                    await self._read_events(upstream, response, limit)
         except TimeoutError:
             text = f"the upstream sent nothing for {times.silence if self.delivers else times.first:g} s"
             raise _UpstreamFailed(_gateway_error(text, 504)) from None
@@ -271,6 +279,18 @@ class _Stream:
         except HttpError:
             text = "the upstream closed the connection before the end of the answer"
             raise _UpstreamFailed(_gateway_error(text)) from None
+
+    async def _read_embeddings(self, response: HttpConnection, limit: asyncio.Timeout) -> None:
+        answer = json.loads(await read_limited(response))
+        limit.reschedule(None)
+        if (usage := told_usage(answer)) is not None:
+            self._told_prompt, self.cached_tokens = usage[0], usage[1]
+        told = {each["index"]: read_vector(each["embedding"]) for each in answer["data"]}
+        vectors = [told[index] for index in range(self._prompt.n)]
+        self.delivers = True
+        for number, vector in enumerate(vectors, self._first):
+            events: list[AnswerEvent] = [AnswerVector(number, "", values=vector), AnswerEnd(number, "stop")]
+            await self._put(Piece(number, 0, events))
 
     async def _read_events(
         self, upstream: Upstream, response: HttpConnection, limit: asyncio.Timeout

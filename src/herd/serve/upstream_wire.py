@@ -38,7 +38,7 @@ _END_REASONS: Mapping[str, EndReason] = {"length": "length", "tool_calls": "tool
 
 
 def chat_body(call: ChatCall, model: str) -> dict[str, Any]:
-    """Return the body for ``/v1/chat/completions``, but for what `stream_body` adds."""
+    """Return the body for ``/v1/chat/completions``, but for what `UpstreamSource` adds."""
     body = {"model": model, "messages": _messages(call), **_sampling(call.sampling)}
     if (logprobs := call.sampling.get("logprobs")) is not None:
         body |= {"logprobs": True, "top_logprobs": logprobs}
@@ -61,7 +61,7 @@ def chat_body(call: ChatCall, model: str) -> dict[str, Any]:
 
 
 def text_body(call: TextCall, model: str) -> dict[str, Any]:
-    """Return the body for ``/v1/completions``, but for what `stream_body` adds."""
+    """Return the body for ``/v1/completions``, but for what `UpstreamSource` adds."""
     body = {"model": model, "prompt": call.prompt, **_sampling(call.sampling)}
     if (logprobs := call.sampling.get("logprobs")) is not None:
         body["logprobs"] = logprobs
@@ -81,15 +81,18 @@ def check_passed(passed: Mapping[str, Any]) -> None:
             raise BadRequest(f"{where} is not supported: the checkpoint's own template is used", where)
 
 
-def stream_body(body: Mapping[str, Any], passed: Mapping[str, Any], salt: str, *, tells_usage: bool) -> bytes:
-    """Return a body as it is sent. What is ``passed`` replaces nothing of it.
+def embedding_body(inputs: Sequence[str | list[int]], dimensions: int | None, model: str) -> dict[str, Any]:
+    """Return the body for ``/v1/embeddings``, but for what `UpstreamSource` adds."""
+    body = {"model": model, "input": list(inputs), "encoding_format": "base64"}
+    return body if dimensions is None else body | {"dimensions": dimensions}
 
-    ``salt`` keeps the caches of groups of keys apart in the other server.
-    """
+
+def stream_options(tells_usage: bool) -> dict[str, Any]:
+    """Return the fields of a body that ask for a stream with its usage."""
     options: dict[str, Any] = {"include_usage": True}
     if tells_usage:
         options["continuous_usage_stats"] = True
-    return encoded({**passed, **body, "stream": True, "stream_options": options, "cache_salt": salt})
+    return {"stream": True, "stream_options": options}
 
 
 def tokenize_body(body: Mapping[str, Any], passed: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,6 +110,9 @@ def prompt_size(body: Mapping[str, Any]) -> tuple[int, int]:
     The most: a token for each byte, and what a chat template adds. Token ids are counted. Nobody here knows
     the tokens of pictures and sounds: the estimate leaves them out, and the most is `MAX_TOKENS`.
     """
+    if "input" in body:
+        sizes = [prompt_size({"prompt": each}) for each in body["input"]]
+        return sum(estimate for estimate, _ in sizes), sum(most for _, most in sizes)
     prompt = body.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         return len(prompt), len(prompt) + 1
@@ -129,7 +135,7 @@ def prompt_size(body: Mapping[str, Any]) -> tuple[int, int]:
 
 def prompt_beginning(body: Mapping[str, Any]) -> bytes:
     """Return the beginning of a body's prompt: prompts that share one profit from the same cache."""
-    prompt = body.get("prompt")
+    prompt = body["input"][0] if "input" in body else body.get("prompt")
     first = prompt[:BEGINNING] if prompt is not None else str(body["messages"][0]["content"])[:BEGINNING]
     return encoded(first)
 
