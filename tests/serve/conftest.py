@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import pytest
 import torch
+from billing import clock, ledger  # noqa: F401
 from page_browser import browser, chat, open_page, served_script  # noqa: F401
 
 from herd.engine import Delta

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
-from test_ledger import race, rows_of, totals
+from billing import race, rows_of, totals
 
 from herd.serve.auth import Principal
 from herd.serve.keys import KeyPolicy, TokenBudget, create_key

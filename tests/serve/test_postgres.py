@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sql
-from test_ledger import race, reserve
+from billing import race, reserve
 
 from conftest import wait_until
 from herd.serve.auth import Authenticator, Principal

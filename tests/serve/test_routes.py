@@ -9,10 +9,10 @@ import time
 
 import httpx
 import pytest
+from billing import rows_of, totals
 from fastapi import APIRouter
 from fastapi.testclient import TestClient
 from test_auth import hostile_tokens
-from test_ledger import rows_of, totals
 from test_metrics import STATS
 
 from conftest import CONTEXT, ScriptedLoop, running, wait_until
