@@ -162,7 +162,9 @@ def attention_seconds(kind: str, cached: int, tokens: int, layers: int = 1) -> f
     H, G, K = HEADS
     n = -(-(cached + tokens) // PAGE)
     pool = torch.empty(n, layers, G, head_bytes(kind, K), dtype=torch.uint8)
-    pool.fill_(1)  # pages that were never written are not in physical memory
+    # Unwritten pages are not in physical memory. As floats of any length these bytes are about 0.01 or
+    # 1: denormal numbers take some processors a hundred times as long.
+    pool.fill_(0x3C)
     parts = torch.tensor([[0, 0, tokens, cached]])
     ragged = Ragged(torch.arange(n, dtype=torch.int32)[None], parts, pool.device)
     q, k, v = (torch.randn(tokens, heads, K) for heads in (H, G, G))

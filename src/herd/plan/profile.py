@@ -29,7 +29,7 @@ from ..report import receipt
 from .machines import Machine
 from .roofline import NO_LINK, Device, Efficiency, EfficiencyCurve
 
-SCHEMA = 4
+SCHEMA = 5
 SECONDS = 40
 """About how many seconds it takes to measure a machine."""
 _MEASURED = (Q8_0, Q4_0, Q4_K)
