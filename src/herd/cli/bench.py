@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -224,16 +224,6 @@ def _rival(source: _Random | _Stored, context: int, batch: int) -> Iterator[Llam
         file = source.gguf(Path(folder))
         with LlamaCpp(file, threads=threads, context=context, batch=batch) as rival:
             yield rival
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show the current measurement on stderr, if that is a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn
-
-    with progress_display("{task.description}", BarColumn(), MofNCompleteColumn()) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total)
 
 
 def _print(result: dict[str, Any]) -> None:
