@@ -19,21 +19,12 @@ from herd.errors import ReportError
 from herd.report.receipt import Receipt, Value
 from herd.report.run import Run
 from herd.report.tabulate import markdown, metric
-from herd.report.units import (
-    MINUS,
-    NBSP,
-    duration,
-    fixed,
-    format_value,
-    is_share,
-    nbytes,
-    short,
-    si,
-    unit_name,
-)
+from herd.units import MINUS, duration, fixed, format_value, is_share, nbytes, short, si, unit_name
 
 _MARKED = re.compile(r"(<!-- herd:table ([\w-]+) -->\n)(.*?)(<!-- herd:end -->)", re.DOTALL)
 _NONE = "–"
+NBSP = "\u00a0"
+"""Keeps a number and its unit on one line."""
 
 
 def fill(text: str, tables: Mapping[str, str]) -> str:
@@ -188,7 +179,7 @@ def family_table(receipt: Receipt | None) -> str:
     rows = []
     for model in models:
         params = receipt.values[f"{model}/parameters"].value
-        cells = [f"**{model}**", si(float(params))]
+        cells = [f"**{model}**", si(float(params)).replace(" ", NBSP)]
         cells += [
             _with_interval(receipt.values.get(f"{model}/{name}"), metric(name).decimals) for name in known
         ]
@@ -211,18 +202,17 @@ def stages_table(receipt: Receipt | None) -> str:
         seconds, predicted = number(stage, "seconds"), number(stage, "predicted seconds")
         tokens, flops, peak = number(stage, "tokens"), number(stage, "flops"), number(stage, "peak memory")
         expected = number(stage, "predicted peak memory")
-        rows.append(
-            [
-                stage,
-                duration(seconds) if seconds is not None else _NONE,
-                duration(predicted) if predicted else _NONE,
-                si(tokens) if tokens else _NONE,
-                fixed(tokens / seconds, 0) if tokens and seconds else _NONE,
-                si(flops, "FLOP") if flops else _NONE,
-                nbytes(peak) if peak else _NONE,
-                nbytes(expected) if expected else _NONE,
-            ]
-        )
+        cells = [
+            stage,
+            duration(seconds) if seconds is not None else _NONE,
+            duration(predicted) if predicted else _NONE,
+            si(tokens) if tokens else _NONE,
+            fixed(tokens / seconds, 0) if tokens and seconds else _NONE,
+            si(flops, "FLOP") if flops else _NONE,
+            nbytes(peak) if peak else _NONE,
+            nbytes(expected) if expected else _NONE,
+        ]
+        rows.append([cell.replace(" ", NBSP) for cell in cells])
     header = ["stage", "time", "predicted", "tokens", "tokens/s", "compute", "peak memory", "predicted"]
     return markdown(header, rows)
 
@@ -365,7 +355,7 @@ def _is_part(value: Value) -> bool:
 
 def _plain(value: float, unit: str) -> str:
     if unit == "bytes":
-        return nbytes(value)
+        return nbytes(value).replace(" ", NBSP)
     if is_share(unit):
         return format_value(value, unit)
     if isinstance(value, int):

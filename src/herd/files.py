@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from . import units
 from .errors import StorageError
 
 _AT_FDCWD = -100
@@ -110,7 +111,7 @@ def require_free_space(target: Path, nbytes: int) -> None:
     free = free_disk_bytes(target)
     if free < nbytes:
         raise StorageError(
-            f"{target}: needs {_size(nbytes)}, and the disk has {_size(free)} free; "
+            f"{target}: needs {units.nbytes(nbytes)}, and the disk has {units.nbytes(free)} free; "
             "free some disk space or choose another folder"
         )
 
@@ -204,10 +205,3 @@ def _exchange(a: Path, b: Path) -> bool:
     if renameat2 is None:
         return False
     return renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
-
-
-def _size(nbytes: int) -> str:
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.3g} {unit}" if nbytes < 1e3 * scale else f"{nbytes / scale:,.0f} {unit}"
-    return f"{nbytes} bytes"

@@ -197,7 +197,7 @@ def test_a_full_disk_is_one_line(hub, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", full)
     refused("hf:org/small", "the disk is full")
     monkeypatch.setattr("herd.files.free_disk_bytes", lambda path: 1000)
-    refused("tinyllama-bf16", "needs 2.2 GB, and the disk has 1 kB free")
+    refused("tinyllama-bf16", "needs 2.20 GB, and the disk has 1.00 kB free")
 
 
 PAYLOAD = bytes(range(256)) * 100

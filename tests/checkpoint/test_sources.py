@@ -204,7 +204,7 @@ def test_a_downloaded_model_is_removed(home, monkeypatch, capsys):
     monkeypatch.setattr("typer.confirm", lambda question: print(question))  # None, as False: no
     assert run(["rm", "hf:org/small"]) == 0
     shown = capsys.readouterr().out
-    assert "frees 0 MB in Hugging Face's cache, which other programs use too; continue?" in shown
+    assert "frees 1.00 kB in Hugging Face's cache, which other programs use too; continue?" in shown
     assert "hf:org/small was kept" in shown
     assert blob.exists()
     monkeypatch.setattr("typer.confirm", lambda question: True)

@@ -100,7 +100,7 @@ def test_weights_that_do_not_fit_are_refused_before_loading(capsys, monkeypatch)
     monkeypatch.setattr("herd.machine.available_memory", lambda: 8 * 10**9)
     assert run(["bench", "--size", "8B", "--to", "q8"]) == 1
     err = capsys.readouterr().err
-    assert "8.0 GB are free" in err
+    assert "8.00 GB are free" in err
     assert "--to Q4_K_M or --to Q4_0 would fit" in err
     assert run(["bench", "--size", "70B"]) == 1
     assert "--size 8B would fit" in capsys.readouterr().err

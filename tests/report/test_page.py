@@ -111,13 +111,13 @@ def test_the_same_folder_gives_the_same_bytes(example):
 def test_the_tree_follows_the_hashes(example):
     page = build_page(example).read_text()
     told = re.search(r'aria-label="(Family tree: [^"]+)"', page).group(1)
-    assert "long 8.4\u00a0M, parent of (instruct 8.4\u00a0M, parent of (student 3.8\u00a0M))" in told
+    assert "long 8.4 M, parent of (instruct 8.4 M, parent of (student 3.8 M))" in told
     lineage = json.loads((example / "student" / "herd.json").read_text())
     teacher = json.loads((example / "teacher" / "herd.json").read_text())["weights_hash"]
     (example / "student" / "herd.json").write_text(json.dumps(lineage | {"parents": {"teacher": teacher}}))
     page = build_page(example).read_text()
     told = re.search(r'aria-label="(Family tree: [^"]+)"', page).group(1)
-    assert "long 8.4\u00a0M, parent of (instruct 8.4\u00a0M) and student 3.8\u00a0M" in told
+    assert "long 8.4 M, parent of (instruct 8.4 M) and student 3.8 M" in told
 
 
 def test_the_student_and_its_control_share_a_chart(example):

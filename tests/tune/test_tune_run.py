@@ -45,7 +45,7 @@ def test_a_full_tuning_shows_the_screen_and_compares(base, dialogs, tmp_path, ca
     assert f"{dialogs}:12: not JSON" in said
     assert f"{dialogs}:20: none of its tokens is trained" in said
     assert f"{dialogs}:31: a prompt without an answer" in said
-    assert "full: 0 M parameters are below 0.5 B" in said
+    assert "full: 131 k parameters are below 500 M" in said
     assert "tokens/s" in said
     changes = {change["name"]: change for change in json.loads((out / "changes.json").read_text())}
     assert changes["held-out loss"]["after"] < changes["held-out loss"]["before"] - 0.5
@@ -95,7 +95,7 @@ def test_other_options_are_free_until_the_run_begins_and_refused_afterwards(base
     tune(*words, "--steps", 2, "--method", "lora", "--check")
     assert "lora: as asked" in capsys.readouterr().out
     tune(*words, "--steps", 2)
-    assert "full: 0 M parameters" in capsys.readouterr().out
+    assert "full: 131 k parameters" in capsys.readouterr().out
     tune(*words, "--steps", 3, code=1)
     assert "has a run with steps=2, not 3" in capsys.readouterr().err
 
@@ -233,7 +233,7 @@ def test_a_folder_is_read_without_the_files_that_have_no_rows(base, dialogs, tmp
 @pytest.mark.parametrize(("words", "said"), [
     (("--other", "nowhere.txt"), "nowhere.txt: no such file"), (("--replay", "nowhere.txt"), "nowhere.txt: no such"),
     (("--heldout", "nowhere.txt"), "nowhere.txt: no such"), (("--context", "4096"), "--context 4096 exceeds the 512"),
-    (("--method", "lora", "--rank", "100000000"), "GB of memory"), (("--replay-share", "1"), "--replay-share"),
+    (("--method", "lora", "--rank", "100000000"), "B of memory"), (("--replay-share", "1"), "--replay-share"),
     (("--epochs", "1e300"), "--epochs"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_refused_before_the_recipe_is_written(

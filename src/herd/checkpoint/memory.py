@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .. import units
 from ..errors import CheckpointError
 from ..llama.config import ModelConfig
 from ..machine import available_memory
@@ -19,10 +20,10 @@ def require_memory(config: ModelConfig, needed: int, where: Path) -> None:
     if needed <= free:
         return
     fitting = fitting_formats(config, free).items()
-    choices = " or ".join(f"--to {name} ({nbytes / 1e9:.1f} GB)" for name, nbytes in fitting)
+    choices = " or ".join(f"--to {name} ({units.nbytes(nbytes)})" for name, nbytes in fitting)
     cure = f"herd quantize {choices} would fit" if choices else "take a smaller model or a larger machine"
     raise CheckpointError(
-        f"{where}: its weights need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; {cure}"
+        f"{where}: its weights need {units.nbytes(needed)} of memory, {units.nbytes(free)} are free; {cure}"
     )
 
 

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from .. import units
 from ..errors import CheckpointError, HerdError, StorageError
 from ..files import require_free_space, storage_error, write_json
 from ..machine import cache_folder, lock_folder
@@ -298,7 +299,7 @@ def _show_progress(output: IO[bytes]) -> None:
     for line in output:
         if found := _PROGRESS.match(line):
             done, total = int(found[1]), int(found[2])
-            print(f"\r{done / 1e6:,.0f} of {total / 1e6:,.0f} MB", end="", file=sys.stderr, flush=True)
+            print(f"\r{units.nbytes(done)} of {units.nbytes(total)}   ", end="", file=sys.stderr, flush=True)
             shown = True
     if shown:
         print(file=sys.stderr)

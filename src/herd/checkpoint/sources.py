@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from .. import units
 from ..errors import CheckpointError
 from .catalogue import catalogue, find_name, local_models, unknown_name
 from .gguf import gguf_parts
@@ -46,7 +47,7 @@ def resolve_model(source: str | Path, *, refresh: bool = False) -> Path:
     origin = text if entry is None else entry.source
     if not refresh and (known := pulled_already(origin, name)):
         return known
-    size = "" if entry is None else f" ({1000 * entry.gb:,.0f} MB)" if entry.gb < 1 else f" ({entry.gb:g} GB)"
+    size = "" if entry is None else f" ({units.nbytes(1e9 * entry.gb)})"
     if not pulled_already(origin, name):
         print(f"downloading {text}{size}" + (f" from {origin}" if origin != text else ""), file=sys.stderr)
     nbytes = 0 if entry is None else int(1e9 * entry.gb)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import units
 from ..errors import CheckpointError, ConfigError
 from .common import MODEL, Json, Kv, Threads, print_json, print_table, progress_display
 from .convert import progress_bar
@@ -120,8 +121,8 @@ class _Random:
             f"{' or '.join(fitting)} would fit" if fitting else "free memory, or lower --batch and --context"
         )
         raise CheckpointError(
-            f"{self.name} needs {needed / 1e9:.1f} GB of memory ({self.nbytes / 1e9:.1f} GB of weights), "
-            f"but only {free / 1e9:.1f} GB are free; {cure}"
+            f"{self.name} needs {units.nbytes(needed)} of memory ({units.nbytes(self.nbytes)} of weights), "
+            f"but only {units.nbytes(free)} are free; {cure}"
         )
 
     def load(self) -> LlamaLM:
@@ -230,14 +231,14 @@ def _print(result: dict[str, Any]) -> None:
     threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     print(
         f"{result['model']}: {result['n_params']:,} parameters on {threads}; ready after "
-        f"{result['load_seconds']:.1f} s, {result['resident_nbytes'] / 1e9:.1f} GB of memory in use"
+        f"{result['load_seconds']:.1f} s, {units.nbytes(result['resident_nbytes'])} of memory in use"
     )
     rival, records = result["rival"], result["rows"]
     header = ["", "tokens/s", "ms/step", "GOP/s", "GB/step", "GB/s", "of memory", "between"]
     print_table(header + (["llama.cpp", "ratio"] if rival else []), [_row(record) for record in records])
     bandwidth = next((row["read_bandwidth"] for row in records if "read_bandwidth" in row), None)
     if bandwidth is not None:
-        print(f"of memory: share of the memory's speed, {bandwidth / 1e9:.1f} GB/s in the same rounds")
+        print(f"of memory: share of the memory's speed, {units.si(bandwidth, 'B/s')} in the same rounds")
         print("between: upper bound of the share of time that is spent outside the kernels")
     if predicted := [row for row in records if "predicted_seconds" in row]:
         texts = []
@@ -253,7 +254,7 @@ def _row(record: dict[str, Any]) -> list[str]:
     rate, ms = f"{record['tokens_per_second']:,.1f}", f"{1e3 * record['seconds']:,.1f}"
     cells = [record["name"], rate, ms, f"{record['gops']:,.0f}"]
     if record["work"] == "decode":
-        cells += [f"{record['nbytes'] / 1e9:.2f}", f"{record['bytes_per_second'] / 1e9:.1f}"]
+        cells += [units.short(record[name] / 1e9) for name in ("nbytes", "bytes_per_second")]
         shares = (record["share_of_bandwidth"], record["share_between_kernels"])
         cells += [f"{100 * shares[0]:.0f} %", f"{100 * shares[1]:.1f} %"]
     else:

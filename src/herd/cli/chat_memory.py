@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from .. import units
 from ..checkpoint import ModelSource
 from ..checkpoint.catalogue import catalogue
 from ..checkpoint.gguf import gguf_parts
@@ -44,15 +45,15 @@ def plan_context(source: ModelSource, dtype: str | None, device: str, kv: str, a
         more = "" if kv == "int8" else "; more fit with --kv int8"
         print(
             f"context limited to {fitting:,} of {wanted:,} tokens, as memory allows: "
-            f"{weights / 1e9:.1f} GB of weights, {free / 1e9:.1f} GB free{more}",
+            f"{units.nbytes(weights)} of weights, {units.nbytes(free)} free{more}",
             file=sys.stderr,
         )
         return fitting
     least = asked or min(wanted, MIN_CONTEXT)
     cache = least * config.kv_nbytes_per_token(BYTES[kv])
     raise CheckpointError(
-        f"{path}: {weights / 1e9:.1f} GB of weights and {cache / 1e9:.1f} GB for {least:,} tokens do not "
-        f"fit in {free / 1e9:.1f} GB of free memory; {_cure(config, path, weights, cache, free, kv, least)}"
+        f"{path}: {units.nbytes(weights)} of weights and {units.nbytes(cache)} for {least:,} tokens do not "
+        f"fit in {units.nbytes(free)} of free memory; {_cure(config, path, weights, cache, free, kv, least)}"
     )
 
 
@@ -125,7 +126,9 @@ def _cure(config: ModelConfig, path: Path, weights: int, cache: float, free: int
     ):
         return "--kv int8 would fit"
     formats = fitting_formats(config, int(free - cache - OVERHEAD))
-    smaller = [f"--to {name} ({nbytes / 1e9:.1f} GB)" for name, nbytes in formats.items() if nbytes < weights]
+    smaller = [
+        f"--to {name} ({units.nbytes(nbytes)})" for name, nbytes in formats.items() if nbytes < weights
+    ]
     if smaller:
         return f"herd quantize {path} {smaller[0]} would fit"
     named = [  # a GGUF file takes its size in memory

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import units
 from ..checkpoint import ModelSource
 from ..checkpoint.sources import model_name
 from ..dtypes import default_device, torch_dtype
@@ -77,7 +78,7 @@ class ChatModel:
             about = "No chat template: this is probably a base model; --complete continues text."
         else:
             about = ""
-        size = f"{_amount(self.model.config.n_params)} parameters, {stage}context {context:,} tokens"
+        size = f"{units.si(self.model.config.n_params)} parameters, {stage}context {context:,} tokens"
         return [f"{name}: {size}.", *filter(None, [about]), *self._measured()]
 
     def _measured(self) -> list[str]:
@@ -148,7 +149,3 @@ def draft_source(name: str, source: ModelSource) -> ModelSource | None:
             f"--draft {name}: its tokenizer differs from the one of {source.path}; both must be the same"
         )
     return draft
-
-
-def _amount(n: int) -> str:
-    return f"{n / 1e9:.1f} billion" if n >= 1e9 else f"{n / 1e6:.1f} million" if n >= 1e6 else f"{n:,}"

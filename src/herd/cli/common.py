@@ -167,12 +167,3 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int 
     print("─" * len(title))
     for row in rows:
         print(line(row))
-
-
-def long_time(hours: float) -> str:
-    """Return a duration in hours and minutes up to two days, and above that in days or years."""
-    from ..report.units import duration
-
-    if hours < 48:
-        return duration(hours * 3600)
-    return f"{hours / 24:,.1f} days" if hours < 24 * 1000 else f"{hours / 24 / 365.25:,.0f} years"

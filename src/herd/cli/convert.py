@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import units
 from ..dtypes import parse_dtype, torch_dtype
 from ..errors import CheckpointError, ConfigError
 from .common import MODEL, Json, Pre, print_json, progress_display
@@ -97,7 +98,7 @@ def export_command(
         with progress_bar(f"export {folder}") as progress:
             checkpoint.export_gguf(folder, out, to, progress=progress)
         size = out.stat().st_size
-        print_json({"file": str(out), "nbytes": size}) if as_json else print(f"{out}: {size / 1e6:,.1f} MB")
+        print_json({"file": str(out), "nbytes": size}) if as_json else print(f"{out}: {units.nbytes(size)}")
         return
     require_replaceable(out, Path(folder))
     chosen = _dtype(dtype)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .. import units
 from ..errors import CheckpointError
 from .common import Json, print_json, print_table
 
@@ -35,12 +36,17 @@ def list_command(as_json: Json = False) -> None:
     if here:
         print("On this disk:\n")
         print_table(
-            ["name", "kept by", "size"], [[m.name, m.kept_by, _gb(m.nbytes / 1e9)] for m in here], left=2
+            ["name", "kept by", "size"], [[m.name, m.kept_by, units.nbytes(m.nbytes)] for m in here], left=2
         )
         print()
     print("Names for herd pull and herd chat:\n")
     rows = [
-        [name, entry.about, entry.licence + (", log in first" if entry.gated else ""), _gb(entry.gb)]
+        [
+            name,
+            entry.about,
+            entry.licence + (", log in first" if entry.gated else ""),
+            units.nbytes(1e9 * entry.gb),
+        ]
         for name, entry in catalogue().items()
     ]
     print_table(["name", "model", "licence", "download"], rows, left=3)
@@ -61,11 +67,7 @@ def remove_command(
         where = "in Hugging Face's cache, which other programs use too"
         if not yes and not sys.stdin.isatty():
             raise CheckpointError(f"{name}: is {where}; give --yes to delete it")
-        return yes or typer.confirm(f"frees {_gb(nbytes / 1e9)} {where}; continue?")
+        return yes or typer.confirm(f"frees {units.nbytes(nbytes)} {where}; continue?")
 
     nbytes = remove_model(name, agree)
-    print(f"removed {name}, {_gb(nbytes / 1e9)} freed" if nbytes else f"{name} was kept")
-
-
-def _gb(gb: float) -> str:
-    return f"{gb:,.1f} GB" if gb >= 1 else f"{1000 * gb:,.0f} MB"
+    print(f"removed {name}, {units.nbytes(nbytes)} freed" if nbytes else f"{name} was kept")

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import units
 from ..errors import PlanError
 from ..plan.quantity import CONTEXT, TIME, USD, whole
 from . import plan_leak, plan_local, plan_serve
 from . import plan_options as opt
-from .common import Json, RunFirst, long_time, picked, print_json
+from .common import Json, RunFirst, picked, print_json
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig
@@ -298,7 +299,6 @@ def _plan_record(
 
 def _print_layouts(plan: TrainPlan, title: str, shown: list[SearchResult]) -> None:
     from ..plan.memory import usable_memory
-    from ..report import units
 
     job, machine, best = plan.job, plan.machine, plan.best
     trained = "" if job.adapters is None else f" ({job.adapters:,} of them trained)"
@@ -351,13 +351,11 @@ def _difference(best: SearchResult, other: SearchResult) -> str:
 
 
 def _print_costs(plan: TrainPlan, budget: float | None) -> None:
-    from ..report import units
-
     goodput, cost = plan.goodput, plan.money
     rows = [
-        f"time without failures|{long_time(plan.busy_hours)}",
+        f"time without failures|{units.duration(3600 * plan.busy_hours)}",
         f"useful fraction of the time|{100 * goodput.effective:.1f} %",
-        f"time|{long_time(plan.hours)}",
+        f"time|{units.duration(3600 * plan.hours)}",
         f"device hours|{plan.device_hours:,.0f}",
         f"energy|{units.si(cost.energy_kwh * 1000, 'Wh')}",
     ]
@@ -368,7 +366,7 @@ def _print_costs(plan: TrainPlan, budget: float | None) -> None:
         rows.append(f"price of the machine|{cost.buy:,.0f} USD")
     opt.print_rows("the run|", rows)
     print(
-        f"A failure every {long_time(goodput.between_failures / 3600)}; a checkpoint of "
+        f"A failure every {units.duration(goodput.between_failures)}; a checkpoint of "
         f"{goodput.checkpoint_seconds:.1f} s every {units.duration(goodput.interval)} (Young–Daly)."
     )
     for word, price in (("Rent", cost.rent_price), ("Purchase", cost.buy_price)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import units
 from ..errors import PlanError
 from ..plan.profile import SECONDS
 from ..plan.quantity import COUNT, USD, Quantity
@@ -128,20 +129,18 @@ def run_command(
 
 
 def _print_machine(target: MeasuredTarget) -> None:
-    from ..report.units import nbytes
-
     found = target.profile
     shown = ("avx2", "avx512_vnni", "avx512_bf16", "amx_int8", "neon", "i8mm")
     isa = ", ".join(name for name in found.isa if name in shown)
-    memory = f"{nbytes(found.memory)} of memory, {nbytes(target.capacity)} free"
+    memory = f"{units.nbytes(found.memory)} of memory, {units.nbytes(target.capacity)} free"
     print(f"This machine: {found.cpu}, {found.cores} cores ({isa}), {memory}")
     threads = ", ".join(f"{rate / 1e9:.1f} with {n}" for n, rate in found.bandwidth.items())
     rates = ", ".join(f"{name} {max(by_rows.values()) / 1e9:,.0f}" for name, by_rows in found.gemm.items())
     print(f"Reads memory at GB/s: {threads} threads. Matmul GOP/s: {rates}.")
-    disk = f"{found.disk / 1e9:.1f} GB/s from disk" if found.disk else "Disk not measured"
+    disk = f"{units.si(found.disk, 'B/s')} from disk" if found.disk else "Disk not measured"
     gpus = "; ".join(
-        f"{gpu.name}, {nbytes(gpu.memory)}, {gpu.bandwidth / 1e9:,.0f} GB/s, bf16 {gpu.bf16 / 1e12:,.0f} "
-        "TFLOP/s"
+        f"{gpu.name}, {units.nbytes(gpu.memory)}, {units.si(gpu.bandwidth, 'B/s')}, "
+        f"bf16 {units.si(gpu.bf16, 'FLOP/s')}"
         for gpu in found.gpus
     )
     print(f"{disk}. GPUs: {gpus or 'none'}. Measured {found.date[:10]} in {found.seconds:.0f} s.")
@@ -164,9 +163,9 @@ def _print_ways(target: Target, name: str, rows: list[list[Way]]) -> None:
     for row in rows:
         if row[0].fits:
             mark = "*" if row[0].weights is chosen.weights and row[0].kv == chosen.kv else ""
-            line = f"{row[0].weights.name}{mark}|{row[0].kv}|{row[0].resident / 1e9:.1f}|"
+            line = f"{row[0].weights.name}{mark}|{row[0].kv}|{units.short(row[0].resident / 1e9)}|"
             for way in row:
-                line += "–|–|" if way.ttft is None else f"{opt.time_text(way.ttft)}|{way.tokens_per_s:,.3g}|"
+                line += "–|–|" if way.ttft is None else f"{units.duration(way.ttft)}|{way.tokens_per_s:,.3g}|"
             kld = row[0].weights.kld
             table.append(line + ("?" if kld is None else f"{kld:.3f}"))
     opt.print_rows(header + "loss", table)
@@ -294,7 +293,7 @@ def _show_speed(best: dict[str, Way | None]) -> None:
     if chosen is None or chosen.step is None or chosen.ttft is None:
         raise PlanError(f"{next(iter(best))} does not fit here, so its speed cannot be shown: try 1B")
     print(
-        f"{name} in {chosen.weights.name} here: {opt.time_text(chosen.ttft)} to read a prompt of "
+        f"{name} in {chosen.weights.name} here: {units.duration(chosen.ttft)} to read a prompt of "
         f"{chosen.context:,} tokens, then {1 / chosen.step:,.3g} tokens/s. At most 20 s of each; Ctrl-C "
         "stops.\n"
     )

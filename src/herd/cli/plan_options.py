@@ -14,7 +14,7 @@ import typer
 from ..plan import quantity
 from ..plan.profile import SECONDS
 from ..plan.quantity import CONTEXT, COUNT, USD, Quantity
-from .common import MODEL, long_time, picked, print_table, progress_display
+from .common import MODEL, picked, print_table, progress_display
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig
@@ -143,11 +143,6 @@ def finite(record: Any) -> Any:
     if isinstance(record, list):
         return [finite(value) for value in record]
     return None if isinstance(record, float) and not math.isfinite(record) else record
-
-
-def time_text(seconds: float) -> str:
-    """Return a waiting time as text with a fitting unit, from milliseconds to years."""
-    return f"{1000 * seconds:.0f} ms" if seconds < 0.1 else long_time(seconds / 3600)
 
 
 def sentence(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from .. import units
 from ..errors import PlanError
 from ..plan.quantity import CONTEXT, TIME, Quantity
 from . import plan_options as opt
@@ -79,7 +80,7 @@ def serve_command(
     print(
         f"\nYes: {best.way.weights.name} weights, {best.replicas} replica{'s' if best.replicas > 1 else ''}; "
         f"{best.output_tokens_per_s:,.0f} tokens/s out, 95th percentile of the time to first token "
-        f"{opt.time_text(best.ttft_p95)}."
+        f"{units.duration(best.ttft_p95)}."
     )
     if isinstance(target, CatalogueTarget):
         _print_rent(target, name, load, best, usd_per_hour)
@@ -186,7 +187,6 @@ def draft_command(
 def score_command(as_json: Json = False) -> None:
     """Compare predictions with what this machine's own runs took."""
     from ..plan.score import read_history, summarize_errors
-    from ..report.units import nbytes
 
     events = read_history()
     kinds = summarize_errors(events)
@@ -208,7 +208,7 @@ def score_command(as_json: Json = False) -> None:
     print()
     latest = []
     for event in events[-12:]:
-        show = nbytes if event.unit == "bytes" else opt.time_text
+        show = units.nbytes if event.unit == "bytes" else units.duration
         values = f"{show(event.predicted)}|{show(event.measured)}|{100 * event.error:+.1f} %"
         latest.append(f"{event.kind}, {event.what}|{values}|{event.date[:10]}")
     opt.print_rows("latest|predicted|measured|error|date", latest)
@@ -221,7 +221,7 @@ def _served_row(served: Served, bar: float) -> str:
     if not served.stable:
         return f"{head}|∞|{served.most_batch}{'|–' * 5}|too slow"
     rate = served.replicas * served.requests_per_s
-    waits = f"{opt.time_text(served.ttft_mean)}|{opt.time_text(served.ttft_p95)}"
+    waits = f"{units.duration(served.ttft_mean)}|{units.duration(served.ttft_p95)}"
     verdict = "ok" if served.meets(bar) else "waits too long" if served.fits else "memory"
     return (
         f"{head}|{served.batch:.1f}|{served.most_batch}|{rate:.2f}|{waits}|{served.tpot:.3f}|"

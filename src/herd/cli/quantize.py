@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import units
 from ..errors import CheckpointError, DataError, QuantError
 from .common import MODEL, Json, count_bar, print_json
 from .convert import progress_bar
@@ -134,7 +135,7 @@ def quantize_command(
 
 
 def _say(result: dict[str, Any]) -> None:
-    size = f"{result['nbytes'] / 1e6:,.1f} MB"
+    size = units.nbytes(result["nbytes"])
     print(f"{result['folder']}: {size}, {result['bits_per_weight']:.2f} bits per weight")
     matrices = result["formats"].get("matrices")
     if matrices:
@@ -172,8 +173,8 @@ def _allocate(
     needed, free = source.config.nbytes(4.0) * 1.2, available_memory()
     if needed > free:
         raise QuantError(
-            f"a size in bits needs the whole model in memory ({needed / 1e9:.1f} GB, "
-            f"{free / 1e9:.1f} GB are free); name a file type instead (--to Q4_K_M)"
+            f"a size in bits needs the whole model in memory ({units.nbytes(needed)}, "
+            f"{units.nbytes(free)} are free); name a file type instead (--to Q4_K_M)"
         )
     windows = [window[None] for batch in batches for window in batch][:MAX_WINDOWS]
     with count_bar("measure sensitivity") as progress:
@@ -233,8 +234,8 @@ def _measure(source: Any, target: Path, nbytes: int, text: str | None) -> dict[s
     needed, free = sum(info.nbytes for info in source.wanted.values()) + nbytes, available_memory()
     if needed > free:
         _warn(
-            f"not measured: the original and its copy together need {needed / 1e9:.1f} GB of memory, "
-            f"but only {free / 1e9:.1f} GB are free; add --no-measure, or measure on a larger machine"
+            f"not measured: the original and its copy together need {units.nbytes(needed)} of memory, "
+            f"but only {units.nbytes(free)} are free; add --no-measure, or measure on a larger machine"
         )
         return {}
     n_tokens = affordable_tokens(source.config)

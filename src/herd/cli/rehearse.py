@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import units
 from ..errors import PlanError
-from .common import long_time, picked, print_json
+from .common import picked, print_json
 from .plan_options import print_rows
 
 if TYPE_CHECKING:
@@ -63,8 +64,6 @@ def _record(path: Path, rehearsal: Rehearsal, outlooks: list[Outlook], script: s
 
 
 def _print_rehearsal(recipe: Any, rehearsal: Rehearsal) -> None:
-    from ..report import units
-
     piece = rehearsal.piece
     cuts = [f"1/{piece.slices} of the heads and FFN"] if piece.slices > 1 else []
     cuts += [f"1/{piece.vocab_parts} of the vocabulary"] if piece.vocab_parts > 1 else []
@@ -81,14 +80,12 @@ def _print_rehearsal(recipe: Any, rehearsal: Rehearsal) -> None:
 
 
 def _print_outlooks(outlooks: list[Outlook]) -> None:
-    from ..report.units import duration
-
     rows = []
     for outlook in outlooks:
         seconds = outlook.step_seconds
-        step = f"{seconds:.3g} s" if seconds < 10 else duration(seconds)
+        step = f"{seconds:.3g} s" if seconds < 10 else units.duration(seconds)
         mfu = "–" if outlook.mfu is None else f"{100 * outlook.mfu:.1f}"
         fits, peak = "yes" if outlook.fits else "no", f"{outlook.peak / 1e9:,.1f}"
-        time = long_time(outlook.hours)
+        time = units.duration(3600 * outlook.hours)
         rows.append(f"{outlook.machine}|{step}|{outlook.tokens_per_s:,.0f}|{mfu}|{peak}|{fits}|{time}")
     print_rows("the whole run on|step|tokens/s|MFU %|GB per device|fits|time", rows)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
+from .. import units
 from ..errors import ConfigError
 from ..machine import available_memory
 from .common import MODEL, Device, Dtype, Kv, Pre, Threads
@@ -283,7 +284,7 @@ def _slot(source: Any, typed: str, limit: int, options: OpenOptions) -> Any:
     if nbytes > limit:
         parts = "cache, draft and adapters" if options.draft or options.adapters else "cache"
         raise ConfigError(
-            f"{source.path}: {nbytes / 1e9:.1f} GB with its {parts} do not fit into {limit / 1e9:.1f} GB: "
+            f"{source.path}: {units.nbytes(nbytes)} with its {parts} do not fit into {units.nbytes(limit)}: "
             "raise --memory-gb, or lower --cache-gb"
         )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .. import units
 from ..dtypes import fast_dtype
 from ..errors import ConfigError
 from .common import MODEL, RUN, Json, RunFirst, Threads, checked, print_json, print_table
@@ -156,7 +157,7 @@ def label_command(
     if as_json:
         print_json({"folder": str(folder), "nbytes": targets.nbytes, "tokens": n_tokens})
     else:
-        print(f"{folder}: targets of {n_tokens:,} tokens, {targets.nbytes / 1e6:,.1f} MB")
+        print(f"{folder}: targets of {n_tokens:,} tokens, {units.nbytes(targets.nbytes)}")
 
 
 @app.command("score")
@@ -290,7 +291,7 @@ def _print_shapes(shrinker: Shrinker) -> None:
 
 def _print_forecast(shrinker: Shrinker, as_json: bool) -> None:
     from ..distill.forecast import forecast
-    from ..report.units import duration, nbytes
+    from ..units import duration, nbytes
 
     cells = forecast(shrinker)
     seconds, total = sum(cell.seconds for cell in cells), sum(cell.nbytes for cell in cells)

@@ -31,8 +31,8 @@ from ..data.corpus import require_apart, require_unseen
 from ..errors import ConfigError
 from ..files import require_own, write_json
 from ..llama.config import ModelConfig
-from ..report.units import duration
 from ..train.section import ComputeDtype, Positive, PositiveReal, Section
+from ..units import duration
 
 SETTINGS = "shrink.json"
 LR_WIDTH = 0.1

@@ -15,8 +15,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from .. import units
 from ..files import write_atomically, write_json
-from ..report import charts, units
+from ..report import charts
 from ..report.receipt import describe_machine, git_commit
 from ..report.template import template
 from .measure import Estimate, Quality, difference

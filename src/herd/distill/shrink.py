@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .. import units
 from ..checkpoint import (
     Lineage,
     export_gguf,
@@ -388,9 +389,9 @@ class Shrinker:
         if s.to is not None and s.to.startswith("memory"):
             budget = Budget.parse(s.to, self.shop.config.max_context)
             found = next(f for f in GGUF_FORMATS if f.name == shape.weights)
-            nbytes = resident_nbytes(shape.config, found, shape.kv, budget.context)
+            size = units.nbytes(resident_nbytes(shape.config, found, shape.kv, budget.context))
             facts["run with"] = (
-                f"{shape.weights} weights, {shape.kv} cache, {budget.context:,} tokens: {nbytes / 1e6:.1f} MB"
+                f"{shape.weights} weights, {shape.kv} cache, {budget.context:,} tokens: {size}"
             )
         return facts
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import units
 from ..errors import EngineError
 from ..kernels.large_pages import reserve
 from ..kernels.page_layout import BLOCK, BYTES, PAGE, head_bytes
@@ -148,5 +149,5 @@ def _reserve(n: int, device: torch.device) -> Tensor:
         return reserve(n)
     except OSError as error:
         raise EngineError(
-            f"cannot reserve a cache of {n / 1e9:.1f} GB ({error}): lower cache_bytes or max_context"
+            f"cannot reserve a cache of {units.nbytes(n)} ({error}): lower cache_bytes or max_context"
         ) from None

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .. import units
 from ..errors import StorageError
 from ..files import storage_error, write_atomically
 from ..kernels.page_layout import PAGE
@@ -89,8 +90,8 @@ class SavedPages:
         if damaged:
             warnings.warn(f"{self.folder}: ignoring {damaged} damaged files of cached prompts", stacklevel=2)
         if n:
-            gigabytes, seconds = n * self.cache.page_bytes / 1e9, time.monotonic() - start
-            _log.info("read %d pages (%.2f GB) of cached prompts in %.1f s", n, gigabytes, seconds)
+            size, seconds = units.nbytes(n * self.cache.page_bytes), time.monotonic() - start
+            _log.info("read %d pages (%s) of cached prompts in %.1f s", n, size, seconds)
         return n
 
     def save(self, cached: Cached) -> None:

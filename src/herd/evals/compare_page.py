@@ -14,11 +14,12 @@ from markupsafe import Markup
 
 from ..files import write_atomically
 from ..report import charts
+from ..report.languages import in_order, language
 from ..report.palette import tone
 from ..report.published import Published
 from ..report.tabulate import Cell, markdown
 from ..report.template import template
-from ..report.units import fixed, in_order, language
+from ..units import fixed
 from .bootstrap import Interval
 from .compare import LESS_IS_BETTER, NOT_ASKED, ComparedMetric, Comparison, Difference
 from .score import Score

@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from .. import units
 from ..data.corpus import read_corpus
 from ..errors import DataError, HerdError
 from ..machine import lock_folder
-from ..report.units import duration
+from ..units import duration
 from . import measure, stages
 from .plan import Mode, Plan, make_plan
 from .probe import predict
@@ -101,8 +102,8 @@ def describe(run: RaiseRun) -> None:
     teacher, student = plan.teacher_config, plan.student_config
     total = sum(plan.predicted_seconds.values())
     run.show.line(
-        f"Teacher: {teacher.n_params / 1e6:.2f} M parameters, width {teacher.dim}, {teacher.n_layers} "
-        f"layers. Student: {student.n_params / 1e6:.2f} M. Vocabulary: {plan.vocab_size}. "
+        f"Teacher: {units.si(teacher.n_params)} parameters, width {teacher.dim}, {teacher.n_layers} "
+        f"layers. Student: {units.si(student.n_params)}. Vocabulary: {plan.vocab_size}. "
         f"Time: about {duration(total)}."
     )
     run.show.line(f"[dim]Folder: {run.folder}. Ctrl-C stops the run, herd raise --resume continues it.[/dim]")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID
 
-from ..report.units import duration
+from ..units import duration
 
 MIN_DONE = 15.0
 """Predicted seconds of finished stages that suffice to correct the prediction of the others."""

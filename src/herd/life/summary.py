@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .. import units
 from ..report.run import load_run
 from ..report.verdicts import findings
 from .measure import MODELS
@@ -43,7 +44,7 @@ def print_summary(run: RaiseRun, console: Console) -> None:
     for model in MODELS:
         n_params = run.record(model)["n_params"]
         cells = [_cell(scores.get((model, name)), factor, *forms) for name, _, factor, *forms in COLUMNS]
-        table.add_row(model, f"{n_params / 1e6:.2f} M", *cells)
+        table.add_row(model, units.si(n_params), *cells)
     console.print(table)
     console.print()
     gap = scores.get(("student", "bpb_vs_control"))

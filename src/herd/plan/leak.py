@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .. import units
 from ..llama.config import SIZES, ModelConfig
 from ..quant.formats import scheme
-from ..report import published, units
+from ..report import languages, published
 from ..report.template import template
 from . import prices, shard_files
 from .machines import find_machine
@@ -96,7 +97,7 @@ class _Formatter(string.Formatter):
     """``str.format`` with the units of ``leak.yaml``."""
 
     FORMATS: dict[str, Callable[[float], str]] = {  # noqa: RUF012
-        "gb": lambda value: f"{units.fixed(value / 1e9, 1)}{units.NBSP}GB",
+        "gb": lambda value: f"{units.fixed(value / 1e9, 1)} GB",
         "bytes": units.nbytes,
         "short": units.short,
         "short2": lambda value: units.short(value, 2),
@@ -167,10 +168,10 @@ def _words() -> Facts:
         "european_min": min(european),
         "european_max": max(european),
         "fewest_words": news[fewest],
-        "fewest_language": units.language(fewest),
+        "fewest_language": languages.language(fewest),
         "potter_words": POTTER_WORDS,
-        "fitting": " and ".join(units.language(code) for code in news if news[code] >= POTTER_WORDS),
-        "languages": [(units.language(code), words) for code, words in news.items()],
+        "fitting": " and ".join(languages.language(code) for code in news if news[code] >= POTTER_WORDS),
+        "languages": [(languages.language(code), words) for code, words in news.items()],
     }
 
 

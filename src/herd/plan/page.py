@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from .. import units
 from ..errors import PlanError
 from ..llama.config import SIZES, ModelConfig
-from ..report import charts, units
+from ..report import charts
 from ..report.template import template
 from .layout import Job
 from .memory import usable_memory

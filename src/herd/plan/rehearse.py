@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from jinja2 import Template
 
+from .. import units
 from ..checkpoint import load_config
 from ..data.batch import Batch
 from ..dtypes import torch_dtype
@@ -131,7 +132,7 @@ def cut_to_fit(
         if train_nbytes(piece, rows, length).total <= SHARE * free and (flops <= most_flops or smallest):
             return RehearsedOp(piece.replace(n_layers=1), cuts, parts, rows, length)
     raise PlanError(
-        f"not even one head of a layer of width {config.dim:,} fits into the {free / 1e9:.1f} GB of free "
+        f"not even one head of a layer of width {config.dim:,} fits into the {units.nbytes(free)} of free "
         "memory: use a larger machine"
     )
 

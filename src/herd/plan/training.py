@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from .. import units
 from ..errors import PlanError
 from ..llama.config import ModelConfig
 from ..quant.formats import Q4_0
@@ -163,8 +164,8 @@ def _only(job: Job, layout: ParallelLayout, machine: Machine) -> Search:
         parts = nbytes.parts()
         largest = max(parts, key=lambda part: parts[part])
         raise PlanError(
-            f"{layout} needs {nbytes.total / 1e9:,.1f} GB per device, but {machine.device.name} has "
-            f"{room / 1e9:,.1f}; the largest part is {largest}: {_CURES[largest]}"
+            f"{layout} needs {units.nbytes(nbytes.total)} per device, but {machine.device.name} has "
+            f"{units.nbytes(room)}; the largest part is {largest}: {_CURES[largest]}"
         )
     return Search([evaluate_layout(job, layout, machine, nbytes)], seen=1)
 
@@ -183,9 +184,9 @@ def _too_big(job: Job, machine: Machine, result: Search, precision: str) -> str:
     """Return the reason why nothing fits, and the smallest change that makes it fit."""
     room = usable_memory(machine.device.memory)
     reason = (
-        f"{job.config.n_params / 1e9:.4g}B parameters at context {job.context:,} do not fit on "
-        f"{machine.name}: the smallest layout needs {result.least / 1e9:,.1f} GB per device, "
-        f"of which {room / 1e9:,.1f} are usable"
+        f"{units.si(job.config.n_params)} parameters at context {job.context:,} do not fit on "
+        f"{machine.name}: the smallest layout needs {units.nbytes(result.least)} per device, "
+        f"of which {units.nbytes(room)} are usable"
     )
     count = machine.count
     while count < 1 << 20 and machine.network != NO_LINK:
@@ -207,9 +208,9 @@ def label_with_teacher(teacher: ModelConfig, machine: Machine, tokens: float, co
     tp = min(spread, machine.per_node)
     if spread > machine.count or teacher.n_heads % tp:
         raise PlanError(
-            f"a teacher of {teacher.n_params / 1e9:.4g}B parameters takes {held / 1e9:,.0f} GB in bf16, but "
-            f"{machine.name} has {machine.memory / 1e9:,.0f}: use {machine.with_devices(spread).name}, or a "
-            "smaller teacher"
+            f"a teacher of {units.si(teacher.n_params)} parameters takes {units.nbytes(held)} in bf16, but "
+            f"{machine.name} has {units.nbytes(machine.memory)}: use {machine.with_devices(spread).name}, "
+            "or a smaller teacher"
         )
     rows = context * 8
     ops = forward_ops(teacher, rows, context / 2, rows, tp=tp)

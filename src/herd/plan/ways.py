@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from .. import units
 from ..engine.memory import PREFILL_TOKENS
 from ..engine.memory import nbytes as kv_nbytes
 from ..errors import PlanError
@@ -368,4 +369,4 @@ def smallest_change(target: Target, config: ModelConfig, context: int, batch: in
         return f"a context of {tokens:,} fits in {least.weights.name} with {least.kv} KV{devices}"
     more = least.resident - least.capacity
     devices = "" if count is None else f" ({count} devices instead of {target.tp})"
-    return f"with {more / 1e9:,.1f} GB more memory{devices} it would fit in {least.weights.name}"
+    return f"with {units.nbytes(more)} more memory{devices} it would fit in {least.weights.name}"

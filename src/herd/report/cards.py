@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..units import duration, fixed, format_value, si, unit_name
 from .palette import tone
 from .run import Estimate, ModelScore, Run
 from .tabulate import interval, metric, total
-from .units import NBSP, duration, fixed, format_value, si, unit_name
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _fidelity(run: Run) -> Card | None:
     caption = "How often the student’s most likely next token is also its teacher’s."
     student, teacher = run.maker("student"), run.maker("instruct") or run.maker("teacher")
     if student and teacher and student.n_params and teacher.n_params:
-        caption += f" It has {fixed(100 * student.n_params / teacher.n_params, 0)}{NBSP}% of its parameters."
+        caption += f" It has {fixed(100 * student.n_params / teacher.n_params, 0)} % of its parameters."
     return _score_card(run, "student", "top1", "Agreement", caption)
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from html import escape
 from statistics import fmean
 
+from ..units import fixed, si
 from . import svg
 from .palette import tone
 from .svg import tag, text
-from .units import fixed, si
 
 Point = tuple[float, float]
 Scale = Callable[[float], float]

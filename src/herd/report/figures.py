@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..units import duration, fixed
 from . import charts
+from .languages import in_order, language
 from .palette import tone
 from .run import ModelScore, Run
 from .tabulate import stage_tone
-from .units import duration, fixed, in_order, language
 
 TOOL_BAR = 80.0  # percent of held-out English items that the instruct model of a full run must answer
 

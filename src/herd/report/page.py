@@ -15,10 +15,10 @@ from typing import Any
 from markupsafe import Markup
 
 from ..files import write_atomically
+from ..units import NOT_MEASURED, duration, fixed, nbytes
 from . import cards, figures, tabulate, tree, verdicts
 from .run import Run, finite_number, load_run
 from .template import template
-from .units import NOT_MEASURED, duration, fixed, nbytes
 
 
 def build_page(run_folder: Path | str) -> Path:

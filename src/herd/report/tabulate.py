@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import units
+from .. import units
+from ..units import NOT_MEASURED, duration, fixed, format_value, si, unit_name
+from .languages import in_order, language
 from .palette import tone
 from .published import read_yaml
 from .run import Estimate, Gate, Run, Stage, finite_number
-from .units import NBSP, NOT_MEASURED, duration, fixed, format_value, in_order, language, si, unit_name
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def _cost_cells(stage: Stage, ratio: float | None, rates: bool = True) -> list[C
     costs: list[tuple[float | None, Callable[[float], str]]] = [
         (stage.seconds, duration),
         (stage.predicted_seconds, duration),
-        (ratio, lambda value: f"{fixed(value, 2)}{NBSP}×"),
+        (ratio, lambda value: f"{fixed(value, 2)} ×"),
         (stage.tokens, si),
         (tokens_per_second, lambda value: fixed(value, 0)),
         (stage.flops, lambda value: si(value, "FLOP")),

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from html import escape
 
+from ..units import nbytes, si
 from . import svg
 from .palette import tone
 from .run import Run, Stage
 from .svg import tag, text
-from .units import nbytes, si
 
 BOX_WIDTH, BOX_HEIGHT = 212.0, 112.0
 GAP_X, GAP_Y, INDENT = 48.0, 20.0, 26.0

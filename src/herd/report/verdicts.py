@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..units import fixed
+from .languages import language
 from .run import Gate, ModelScore, Run
-from .units import fixed, language
 
 TOOLS_BAR = 0.7
 """Fraction of unseen English questions from which on the instruct model counts as able to call tools."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .. import units
 from ..dtypes import nbytes_per_value
 from ..llama.config import ModelConfig
 from ..plan.training import adapter_params
@@ -66,21 +67,23 @@ def choose_method(
     def needed(method: str) -> int:
         return method_nbytes(config, method, rows, context, dtype, rank, packed_nbytes)
 
-    size = f"{config.n_params / 1e6:,.0f} M parameters"
+    size = f"{units.si(config.n_params)} parameters"
     if wanted != "auto":
         return MethodChoice(wanted, "as asked", needed(wanted))
     full, lora = needed("full"), needed("lora")
     if config.n_params < SMALL and full <= memory:
-        return MethodChoice("full", f"{size} are below {SMALL / 1e9:g} B: full fine-tuning learns most", full)
+        return MethodChoice("full", f"{size} are below {units.si(SMALL)}: full fine-tuning learns most", full)
     why = (
         f"{size} are too many for full fine-tuning to pay"
         if full <= memory
-        else (f"full fine-tuning needs {full / 1e9:.1f} GB and {memory / 1e9:.1f} GB are free")
+        else (f"full fine-tuning needs {units.nbytes(full)} and {units.nbytes(memory)} are free")
     )
     if lora <= memory or packed_nbytes is None:
         return MethodChoice("lora", why, lora)
     qlora = needed("qlora")
-    return MethodChoice("qlora", f"LoRA needs {lora / 1e9:.1f} GB and {memory / 1e9:.1f} GB are free", qlora)
+    return MethodChoice(
+        "qlora", f"LoRA needs {units.nbytes(lora)} and {units.nbytes(memory)} are free", qlora
+    )
 
 
 def default_lr(config: ModelConfig, method: str, objective: str) -> float:

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import torch
 
+from .. import units
 from ..data.tuning import AnswerPair, Example, SetAside, reasons_of
 from ..evals.contamination import overlaps
 from ..evals.tasks import make_task
 from ..evals.tasks.data import Data
 from ..machine import available_memory
-from ..report.units import duration
 from ..train import parallel
 from ..train.objectives import batch_loss
 from ..train.parallel import Ranks
 from ..train.run import build, objective_of, prepare
+from ..units import duration
 from .recipe import Prepared
 
 LONGEST = 3
@@ -128,7 +129,7 @@ def screen(preflight: Preflight) -> list[tuple[str, str]]:
     """Return the lines of the screen as (name, text)."""
     counts = ", ".join(f"{n:,} {name}" for name, n in preflight.formats.items())
     lines = [
-        ("model", f"{preflight.model}, {preflight.n_params / 1e6:,.1f} M parameters"),
+        ("model", f"{preflight.model}, {units.si(preflight.n_params)} parameters"),
         ("data", f"rows: {counts}; {preflight.n_tokens:,} tokens, {preflight.n_trained:,} of them trained"),
         ("longest", ", ".join(f"{size:,} tokens at {where}" for where, size in preflight.longest)),
         ("set aside", _set_aside(preflight.set_aside)),
@@ -141,7 +142,7 @@ def screen(preflight: Preflight) -> list[tuple[str, str]]:
             f"of {preflight.context:,} ({preflight.epochs:.1f} epochs), lr {preflight.lr:g}, "
             f"{preflight.dtype}",
         ),
-        ("memory", f"{preflight.memory / 1e9:.1f} GB of {preflight.memory_free / 1e9:.1f} GB free"),
+        ("memory", f"{units.nbytes(preflight.memory)} of {units.nbytes(preflight.memory_free)} free"),
         ("speed", f"{preflight.tokens_per_s:,.0f} tokens/s: {duration(preflight.seconds)}"),
     ]
     for name, share in preflight.overlap.items():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import units
 from ..checkpoint import ModelSource
 from ..checkpoint.adapter_config import refuse_adapter
 from ..data.tuning import LEAST, AnswerPair, Example, SetAside, TuningRows, read_tuning, row_key
@@ -76,7 +77,7 @@ def prepare_run(options: TuneOptions) -> Prepared:
     free = available_memory()
     if choice.nbytes > free and parallel.device_of_rank().type == "cpu":
         raise RecipeError(
-            f"{choice.method} needs {choice.nbytes / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: "
+            f"{choice.method} needs {units.nbytes(choice.nbytes)} of memory, {units.nbytes(free)} are free: "
             f"give a smaller --context than {context}, a smaller --rank, or a quantized model and --method "
             "qlora"
         )

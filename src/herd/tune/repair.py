@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import units
 from ..data.packing import DialogStream
 from ..dtypes import fast_dtype
 from ..errors import DataError, QuantError
@@ -89,6 +90,6 @@ def _require_memory(config: ModelConfig) -> None:
     free = available_memory()
     if needed > free:
         raise QuantError(
-            f"a repair needs {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; use --gptq, "
+            f"a repair needs {units.nbytes(needed)} of memory and {units.nbytes(free)} are free; use --gptq, "
             "or a format with more bits"
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ...data.builtin import read_parallel
 from ...data.corpus import split_of
-from ...report.units import in_order
+from ...report.languages import in_order
 from ..score import Score
 from .data import Data
 from .task import Answer, Item, Judgement, Read, Task, grouped_ratio

@@ -1,18 +1,17 @@
 """Format numbers for readers: few digits, a unit, separated thousands, a true minus sign.
 
-GB means 10^9 bytes everywhere in reports. GiB is not used.
+GB means 10^9 bytes everywhere. GiB is not used.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
-NBSP = "\u00a0"
 MINUS = "−"
 NOT_MEASURED = "not measured"
 
 _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_TWO_DAYS, _THREE_YEARS = 2 * 86_400, 1_000 * 86_400
 
 
 def fixed(value: float, decimals: int) -> str:
@@ -31,12 +30,16 @@ def short(value: float, digits: int = 3) -> str:
 
 
 def si(value: float, unit: str = "", digits: int = 3) -> str:
-    """Format with an SI prefix from 1,000 on: ``si(3.1e14, "FLOP")`` → ``310 TFLOP``."""
+    """Format with an SI prefix from 1,000 on: ``si(3.1e14, "FLOP")`` → ``310 TFLOP``.
+
+    Numbers without a unit are counts, of which 10^9 are "B" (billion).
+    """
     for scale, prefix in _SI:
         if abs(value) >= scale * (1 - 0.5 * 10**-digits):
-            return f"{short(value / scale, digits)}{NBSP}{prefix}{unit}"
+            prefix = "B" if prefix == "G" and not unit else prefix
+            return f"{short(value / scale, digits)} {prefix}{unit}"
     whole = float(value).is_integer()
-    return f"{fixed(value, 0) if whole else short(value, digits)}{NBSP if unit else ''}{unit}"
+    return f"{fixed(value, 0) if whole else short(value, digits)}{' ' if unit else ''}{unit}"
 
 
 def nbytes(value: float) -> str:
@@ -45,16 +48,21 @@ def nbytes(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration: 0.4 s, 41 s, 6 min 12 s, 1 h 02 min."""
+    """Format a duration: 12 ms, 0.4 s, 41 s, 6 min 12 s, 1 h 02 min, 3.5 days, 12 years."""
+    if 0 < seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 10:
-        return f"{fixed(seconds, 1)}{NBSP}s"
+        return f"{fixed(seconds, 1)} s"
     whole = round(seconds)
     if whole < 60:
-        return f"{whole}{NBSP}s"
+        return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60}{NBSP}min {whole % 60:02d}{NBSP}s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60}{NBSP}h {minutes % 60:02d}{NBSP}min"
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if seconds < _TWO_DAYS:
+        minutes = round(seconds / 60)
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    days = seconds / 86_400
+    return f"{days:,.1f} days" if seconds < _THREE_YEARS else f"{days / 365.25:,.0f} years"
 
 
 def is_share(unit: str) -> bool:
@@ -74,24 +82,3 @@ def format_value(value: float, unit: str, decimals: int | None = None) -> str:
 def unit_name(unit: str) -> str:
     """Return the unit for a header: "%" for fractions, "" for plain ratios."""
     return "%" if is_share(unit) else "" if unit == "1" else unit
-
-
-# fmt: off
-LANGUAGES = {
-    "en": "English", "de": "German", "fr": "French", "it": "Italian", "pt": "Portuguese", "hi": "Hindi",
-    "es": "Spanish", "th": "Thai", "ja": "Japanese", "bn": "Bengali", "ru": "Russian", "sw": "Swahili",
-    "te": "Telugu", "zh": "Chinese",
-}
-# fmt: on
-"""The eight languages of Llama 3.1 in the order of its model card, then languages of the benchmarks."""
-
-
-def in_order(codes: Iterable[str]) -> list[str]:
-    """Return the codes without repeats, languages first, in the order of `LANGUAGES`."""
-    known = {code: index for index, code in enumerate(LANGUAGES)}
-    return sorted(dict.fromkeys(codes), key=lambda code: known.get(code, len(known)))
-
-
-def language(code: str) -> str:
-    """Return the English name of a language. Other codes, such as "code", are returned unchanged."""
-    return LANGUAGES.get(code, code)
