@@ -42,21 +42,18 @@ from typing import Any
 
 import torch
 
-from common import DATA, WORK, bench_parser
-from contestant import Contestant
-from herd import checkpoint
+from common import WORK, bench_parser
 from herd.distill.measure import Quality, difference
-from herd.distill.recovery import Arm
 from herd.distill.shrink import Shrinker, rank_correlation
-from herd.evals.rival import find_python
-from herd.machine import cores, peak_memory, reset_peak_memory
-from herd.report.receipt import Value, package_version
+from herd.machine import cores
+from herd.report.receipt import Value
+from shrink_loss import loss_row, sampled_row
 from shrink_student import chat_row, copy_row, draft_row, dryrun_row, qad_row
+from shrink_vocab import vocab_row
 from shrinking import (
     SMALL_VOCAB,
     THREE_QUARTERS,
     hellaswag,
-    on_step,
     planned_arm,
     quality,
     receipt,
@@ -69,8 +66,6 @@ from shrinking import (
 )  # fmt: skip
 
 HELDOUT_TOKENS = 60_000
-VOCAB_LRS = (5e-5, 1.5e-4)
-"""Peak learning rates for a model that has lost only rare tokens. The better one for the loss is reported."""
 
 
 def main() -> None:
@@ -100,83 +95,6 @@ def main() -> None:
 
 
 # Rows -------------------------------------------------------------------------------------------------------
-
-
-def vocab_row(args: argparse.Namespace) -> None:
-    shop = workshop(args)
-    tokens = 4_096 if args.limit else 200_000 if args.tokens is None else args.tokens
-    arm = Arm(f"v{SMALL_VOCAB}", shop.config.replace(vocab_size=SMALL_VOCAB))
-    shop.speeds(arm.config)
-    small = shop.tokenizer_of(SMALL_VOCAB)
-    values: dict[str, Value] = {
-        "parameters saved": Value(shop.config.n_params - arm.config.n_params, "parameters", bar="≥ 14.1 M",
-                                  passed=shop.config.n_params - arm.config.n_params >= 14.1e6),
-    }  # fmt: skip
-    same = 0
-    corpora = sorted([*(DATA / "debian_docs").glob("*.txt"), *(DATA / "wikitext2").glob("*.txt"),
-                      DATA / "tinyshakespeare" / "input.txt"])  # fmt: skip
-    for path in corpora:
-        text = path.read_text(encoding="utf-8")
-        same += small.decode(small.encode(text)) == text
-        if path.name in ("test.txt", "handbook.en.txt", "handbook.de.txt", "handbook.ja.txt", "input.txt"):
-            more = len(small.encode(text)) / len(shop.tokenizer.encode(text)) - 1
-            english = path.name in ("test.txt", "handbook.en.txt")
-            bar = {"bar": "≤ 0.05", "passed": more <= 0.05} if english else {}
-            values[f"more tokens, {path.parent.name}/{path.name}"] = Value(more, "fraction", **bar)  # type: ignore[arg-type]
-    values["corpora that come back byte for byte"] = Value(
-        same, f"of {len(corpora)}", bar=f"= {len(corpora)}", passed=same == len(corpora)
-    )
-    teacher, start = shop.teacher_quality(shop.config.vocab_size), quality(shop.start(arm))
-    values |= valued("teacher", teacher) | valued("untrained", start)
-    values |= relative("bits per byte above the teacher's, untrained", start, teacher)
-    folder = shop.cells.folder / "arms" / arm.name / "start"
-    if tokens:
-        arms = {lr: replace(arm, name=f"{arm.name}-lr{lr:g}", lr=lr) for lr in VOCAB_LRS}
-        records = {lr: shop.trained(one, tokens) for lr, one in arms.items()}
-        for lr, found in records.items():
-            values |= relative(f"bits per byte above the teacher's, lr {lr:g}", quality(found), teacher)
-        record = min(records.values(), key=lambda one: sum(one["quality"]["bits"]))
-        trained = quality(record)
-        values |= valued("trained", trained)
-        values |= relative("bits per byte above the teacher's, trained", trained, teacher, bar=0.01)
-        values["seconds of training"] = Value(record["seconds"], "s")
-        folder = shop.cells.folder / record["model"]
-    values |= elsewhere(args, folder, small)
-    receipt(args, f"vocabulary of {SMALL_VOCAB:,} tokens, {tokens:,} tokens of recovery", values,
-            rivals={"transformers": package_version("transformers") or ""})  # fmt: skip
-
-
-def elsewhere(args: argparse.Namespace, folder: Path, tokenizer: Any) -> dict[str, Value]:
-    """Compare logits and ids of a student in transformers and llama.cpp with Herd's."""
-    import numpy as np
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    text = (DATA / "wikitext2" / "test.txt").read_text(encoding="utf-8")[2000:6000]
-    ids = tokenizer.encode(text)
-    theirs = AutoTokenizer.from_pretrained(folder).encode(text, add_special_tokens=False)
-    with torch.inference_mode():
-        ours = checkpoint.load_model(folder, dtype=torch.float32).logits(torch.tensor([ids]))[0]
-        hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(torch.tensor([ids])).logits[0]
-    far = float((ours - hf).abs().max())
-    values = {
-        "ids in transformers": Value(ids == theirs, "equal", bar="equal", passed=ids == theirs),
-        "largest difference of logits, transformers": Value(far, "logits", bar="≤ 0.001", passed=far <= 1e-3),
-    }
-    file, out = args.work / "student-f32.gguf", args.work / "logits.npy"
-    checkpoint.export_gguf(folder, file, "f32")
-    with Contestant([str(find_python()), str(Path(__file__).with_name("llamacpp_worker.py"))]) as llama:
-        named = llama.ask({"do": "tokenize", "file": str(file), "texts": [text]})["ids"][0]
-        llama.ask(
-            {"do": "logits", "file": str(file), "windows": [ids], "outs": [str(out)], "threads": args.threads}
-        )
-    far = float((ours - torch.from_numpy(np.load(out))).abs().max())
-    out.unlink()
-    file.unlink()
-    values["ids in llama.cpp"] = Value(named == ids, "equal", bar="equal", passed=named == ids)
-    values["largest difference of logits, llama.cpp"] = Value(
-        far, "logits", bar="≤ 0.001", passed=far <= 1e-3
-    )
-    return values
 
 
 def student85_row(args: argparse.Namespace) -> None:
@@ -339,56 +257,6 @@ def race_row(args: argparse.Namespace) -> None:
     receipt(args, f"race of {len(arms)} shapes of 95 M parameters; the winner is {name}", values)
 
 
-def sampled_row(args: argparse.Namespace) -> None:
-    """The same rows in the same order for all three; only the objective differs."""
-    from herd.data.targets import Targets, TargetStream
-    from herd.train import AdamW, Cosine, TrainConfig, distil, lm, train
-    from herd.train.objectives import sampled_distil
-
-    shop = workshop(args)
-    tokens = 4_096 if args.limit else 100_000
-    arm = student85_arm(shop)
-    shop.speeds(arm.config)
-    shop.start(arm)
-    folder = shop.targets(arm.config.vocab_size, tokens)
-    s, values = shop.settings, {}
-    for name, objective in {
-        "50 draws": sampled_distil(),
-        "whole distribution": distil(shop.teacher),
-        "text alone": lm,
-    }.items():
-
-        def work(objective: Any = objective, name: str = name) -> dict[str, Any]:
-            model = checkpoint.load_model(shop.cells.folder / "arms" / arm.name / "start")
-            config = TrainConfig(
-                steps=s.steps(tokens), batch_size=s.batch_size, context=s.context, dtype=s.dtype, save_every=50,
-                optimizer=AdamW(lr=s.learning_rate(arm.config), weight_decay=0.0),
-                schedule=Cosine(warmup_steps=max(1, s.steps(tokens) // 20)),
-            )  # fmt: skip
-            out = shop.cells.folder / f"sampled-{name.replace(' ', '-')}"
-            result = train(
-                model, TargetStream(Targets(folder), s.seed), objective, config, out, on_step=on_step
-            )
-            found = shop.yardstick(arm.config.vocab_size).measure(model.eval())
-            return {"quality": found.record(), "seconds": result.seconds}
-
-        record = shop.cells.run(f"sampled-{name}", f"training on {name}", None, work)
-        values |= valued(name, quality(record))
-        values[f"{name}: seconds"] = Value(record["seconds"], "s")
-    made = Targets(folder)
-    nbytes = made.nbytes / (made.spec.n_rows * s.context) * 1.3e6
-    values["bytes of 1.3 M tokens of targets"] = Value(
-        nbytes, "bytes", bar="≤ 130 MB", passed=nbytes <= 130e6
-    )
-    gap = float(values["50 draws: kl"].value) - float(values["whole distribution: kl"].value)
-    values["KL with 50 draws minus whole"] = Value(gap, "nats/token", bar="≤ 0.02", passed=gap <= 0.02)
-    ratio = float(values["50 draws: seconds"].value) / float(values["text alone: seconds"].value)
-    values["time of a step from the cache / of text alone"] = Value(
-        ratio, "×", bar="≤ 1.1", passed=ratio <= 1.1
-    )
-    receipt(args, f"FFN {arm.config.ffn_dim} after {tokens:,} tokens by objective", values)
-
-
 def planted_row(args: argparse.Namespace) -> None:
     """Distil with a learning rate 30 times too high: the ledger must say that it made things worse."""
     chosen = settings(
@@ -414,65 +282,6 @@ def memory_row(args: argparse.Namespace) -> None:
         for name in ("bits_per_byte", "kl")
     }
     receipt(args, "150 MB with a cache of 8,192 tokens", values, notes=done.ledger["facts"].get("run with"))
-
-
-def loss_row(args: argparse.Namespace) -> None:
-    """Peak memory of the loss of N tokens over Llama 3's vocabulary, forward and backward, one process each.
-
-    The comparison is in fp32, in which weights are trained: in bf16 the fused loss still adds up the gradient of the
-    weight in fp32. The long one is in bf16, and counts the whole process.
-    """
-    import subprocess
-
-    N, V, D = (256, 16_384, 512) if args.limit else (1_024, 128_256, 4_096)
-    jobs = {kind: (kind, N, "float32") for kind in ("plain", "fused", "sampled")}
-    jobs["long"] = ("fused", 8 * N, "bfloat16")
-    peaks = {}
-    for name, (kind, n, dtype) in jobs.items():
-        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import shrink; "
-        code += f"print(*shrink.peaks_of_loss({kind!r}, {n}, {V}, {D}, {dtype!r}))"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        beyond, whole = map(int, done.stdout.split()[-2:])
-        peaks[name] = whole if name == "long" else beyond
-        print(name, f"{peaks[name] / 1e9:.2f} GB", flush=True)
-    values = {f"peak, {kind}": Value(peaks[kind], "bytes") for kind in ("plain", "fused", "sampled")}
-    ratio = peaks["plain"] / peaks["fused"]
-    values["plain / fused"] = Value(ratio, "×", bar="≥ 6", passed=ratio >= 6)
-    values[f"whole process, fused, {8 * N:,} tokens in bf16"] = Value(
-        peaks["long"], "bytes", bar="≤ 12 GB", passed=peaks["long"] <= 12e9
-    )
-    what = (
-        f"KL of {N:,} tokens, V {V:,}, D {D:,}, fp32: bytes above weights, hidden states and their gradients"
-    )
-    receipt(args, what, values)
-
-
-def peaks_of_loss(kind: str, N: int, V: int, D: int, dtype_name: str) -> tuple[int, int]:
-    """Return the bytes that a loss needs beyond its inputs and their gradients, and those of the whole process."""
-    import torch.nn.functional as F
-
-    from herd.kernels.loss import SampledTargets, linear_distil, linear_sampled_distil
-
-    dtype = getattr(torch, dtype_name)
-    hidden, weight = (
-        torch.randn(shape, dtype=dtype).mul_(0.02).requires_grad_() for shape in ((N, D), (V, D))
-    )
-    teacher, theirs = (torch.randn(shape, dtype=dtype).mul_(0.02) for shape in ((N, D), (V, D)))
-    targets = torch.randint(0, V, (N,))
-    reset_peak_memory()
-    before = peak_memory()
-    if kind == "plain":
-        log_p, log_q = ((h @ w.T).float().log_softmax(-1) for h, w in ((teacher, theirs), (hidden, weight)))
-        loss = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
-    elif kind == "fused":
-        loss = linear_distil(hidden, weight, targets, teacher, theirs).total
-    else:
-        ids = torch.randint(0, V, (N, 16))
-        drawn = SampledTargets(ids, torch.full((N, 16), 1 / 16), torch.full((N, 16), -3.0))
-        loss = linear_sampled_distil(hidden, weight, targets, drawn).total
-    loss.backward()
-    whole = peak_memory()
-    return whole - before - (weight.numel() + hidden.numel()) * dtype.itemsize, whole
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from toy_shrink import settings, words
 
 from herd.checkpoint import Lineage, save_model
 from herd.data.shards import Shards
@@ -14,7 +15,6 @@ from herd.llama import ModelConfig
 from herd.llama.model import LlamaLM
 from herd.text import Tokenizer
 from herd.train import TrainConfig, lm, train
-from shrinking import settings, words
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from toy_shrink import settings
 from transformers import AutoModelForCausalLM
 
 from herd.checkpoint import load_config, load_lineage, load_model, load_tokenizer
@@ -19,7 +20,6 @@ from herd.distill.forecast import forecast
 from herd.distill.shrink import Shrinker, rank_correlation
 from herd.errors import ConfigError
 from herd.train.recipe import read_recipe
-from shrinking import settings
 
 
 def test_the_student_meets_the_budget_and_loads_as_a_plain_checkpoint(done, toy):
@@ -133,7 +133,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(done, toy, tmp_path):
     whole, shrunk, _, _ = done
     code = (
         "import sys; from pathlib import Path; from herd.distill.shrink import Shrinker; sys.path.insert(0, {!r}); "
-        "from shrinking import settings; "
+        "from toy_shrink import settings; "
         "Shrinker(Path({!r}), settings(Path({!r}), vocab=(572, 540)), lambda line: print(line, flush=True)).run()"
     ).format(str(Path(__file__).parent), str(tmp_path / "run"), str(toy))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

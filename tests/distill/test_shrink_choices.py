@@ -6,12 +6,12 @@ import json
 
 import pytest
 import torch
+from toy_shrink import settings
 
 from herd.checkpoint import load_config, load_lineage, load_model, load_tokenizer
 from herd.distill import own_words
 from herd.distill.forecast import forecast
 from herd.distill.shrink import Shrinker
-from shrinking import settings
 
 
 def test_the_learning_rate_is_the_best_of_a_sweep(toy, tmp_path):
