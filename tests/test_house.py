@@ -124,10 +124,6 @@ USED_FROM_OUTSIDE = {
         ),
         "torch.distributed.checkpoint calls it",
     ),
-    **dict.fromkeys(("data_received", "connection_lost"), "asyncio calls it"),
-    **dict.fromkeys(
-        ("on_message_begin", "on_header", "on_headers_complete", "on_body"), "httptools calls it"
-    ),
     "lark": "a user's grammar: herd.Constraint.lark",
     **dict.fromkeys(
         ("to_json", "encode_rendered", "assistant_spans", "trained_tokens", "read_sentencepiece"),

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
@@ -47,7 +47,9 @@ from .server_tools import ServerTools
 from .settings import ServeSettings
 from .source import Servable
 from .store import Store
-from .upstream_model import UpstreamModels
+
+if TYPE_CHECKING:  # only a gateway needs an HTTP client
+    from .upstream_model import UpstreamModels
 
 log = logging.getLogger("herd.serve")
 

@@ -15,10 +15,12 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aiohttp import ClientResponse
+
 from ..engine.request import Sampling
 from .errors import ApiError
 from .events import AnswerEnd, AnswerEvent, AnswerUsage, AnswerVector, Piece
-from .http_client import ConnectError, HttpConnection, HttpError
+from .http_client import ConnectError, HttpError
 from .problems import BadRequest, Overloaded, ServerFault
 from .source import AnswerSource
 from .tools import OfferedTool
@@ -280,7 +282,7 @@ class _Stream:
             text = "the upstream closed the connection before the end of the answer"
             raise _UpstreamFailed(_gateway_error(text)) from None
 
-    async def _read_embeddings(self, response: HttpConnection, limit: asyncio.Timeout) -> None:
+    async def _read_embeddings(self, response: ClientResponse, limit: asyncio.Timeout) -> None:
         answer = json.loads(await read_limited(response))
         limit.reschedule(None)
         if (usage := told_usage(answer)) is not None:
@@ -293,7 +295,7 @@ class _Stream:
             await self._put(Piece(number, 0, events))
 
     async def _read_events(
-        self, upstream: Upstream, response: HttpConnection, limit: asyncio.Timeout
+        self, upstream: Upstream, response: ClientResponse, limit: asyncio.Timeout
     ) -> None:
         clock, silence = asyncio.get_running_loop().time, self._fleet.times.silence
         self._choices = self._new_choices()
@@ -339,15 +341,15 @@ class _Stream:
         return [ChoiceReader(self._first + n, self._prompt.tools) for n in range(self._prompt.n)]
 
 
-def refusal(upstream: Upstream, response: HttpConnection, body: bytes) -> Exception:
+def refusal(upstream: Upstream, response: ClientResponse, body: bytes) -> Exception:
     """Return the error for a response without an answer: the client's fault, or the upstream's."""
     status = response.status
     message, code = error_message(body)
     if status in (400, 413, 422):
         return BadRequest(message or "the upstream refused the request", code=code)
     if status in (429, 503, 529):
-        wait = response.headers.get(b"retry-after", b"")
-        after = min(float(wait), 3600.0) if wait.isdigit() else 2.0
+        wait = response.headers.get("retry-after", "")
+        after = min(float(wait), 3600.0) if wait.isdecimal() and len(wait) < 9 else 2.0
         return _UpstreamFailed(Overloaded("the upstream is overloaded; try again later", after))
     if status in (401, 403):
         log.error("upstream %s refuses the key in HERD_UPSTREAM_KEY (%d)", upstream.url, status)
@@ -369,11 +371,11 @@ def _gateway_error(message: str, status: int = 502) -> ApiError:
     return ServerFault(message, status=status, code="upstream_failed")
 
 
-async def _sse_data(response: HttpConnection) -> AsyncIterator[bytes]:
+async def _sse_data(response: ClientResponse) -> AsyncIterator[bytes]:
     """Yield the data of each server-sent event. Lines end with LF only: JSON may hold other line ends."""
     rest = b""
     data: list[bytes] = []
-    async for chunk in response.chunks():
+    async for chunk in response.content.iter_any():
         *lines, rest = (rest + chunk).split(b"\n")
         if len(rest) > MAX_ANSWER:
             raise ServerFault("an event of the upstream is too long", status=502, code="upstream_failed")

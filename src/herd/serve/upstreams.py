@@ -20,9 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from aiohttp import ClientResponse
+
 from .. import __version__
 from ..errors import ConfigError
-from .http_client import HttpClient, HttpConnection, HttpError
+from .http_client import HttpClient, HttpError
 
 log = logging.getLogger("herd.serve")
 
@@ -102,7 +104,7 @@ class Fleet:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
                 await self._watching
-            self.client.close()
+            await self.client.close()
 
     async def refresh(self) -> None:
         """Ask every upstream for its models."""
@@ -172,10 +174,10 @@ class Fleet:
         upstream.models, upstream.is_up = models, True
 
 
-async def read_limited(response: HttpConnection) -> bytes:
+async def read_limited(response: ClientResponse) -> bytes:
     """Return the body of a response. Raises ValueError if it is too long."""
     body = bytearray()
-    async for chunk in response.chunks():
+    async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > MAX_ANSWER:
             raise ValueError(f"the upstream's answer is longer than {MAX_ANSWER:,} bytes")
