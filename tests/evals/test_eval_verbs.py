@@ -31,17 +31,8 @@ def models(tmp_path_factory, make_model, tokenizer):
 def results(models):
     """Evaluate both models. One of the child's tasks cannot run."""
     for name, status in (("elder", 0), ("younger", 1)):
-        args = [
-            "eval",
-            str(models / name),
-            "--tasks",
-            TASKS,
-            "--limit",
-            "4",
-            "--out",
-            str(models / "out" / name),
-        ]
-        assert herd(args) == status
+        args = ["--tasks", TASKS, "--limit", "4", "--out", str(models / "out" / name)]
+        assert herd(["eval", str(models / name), *args]) == status
     return models / "out"
 
 
@@ -58,11 +49,21 @@ def said(capsys, *args: str, status: int = 0) -> str:
     return err if status and not out else out
 
 
-def test_a_context_too_short_fails_only_its_task(results):
-    elder, younger = (read_evaluation(results / name) for name in ("elder", "younger"))
-    assert [row.status for row in elder.tasks] == ["done", "done"]
-    assert [row.status for row in younger.tasks] == ["done", "failed"]
-    assert "use a model with a longer context or fewer than" in younger.tasks[1].reason
+def test_results_are_printed_and_unknown_tasks_named(models, tmp_path, capsys):
+    ask = (str(models / "elder"), "--tasks", "boolq,piqa,bolq", "--out", str(tmp_path), "--limit", "2")
+    text = said(capsys, *ask, status=1)
+    assert "unknown task 'bolq': did you mean boolq" in text
+    assert "not run" in text
+    assert "too few for a score" in text
+    record = json.loads(said(capsys, *ask, "--json", status=1))
+    assert [row["status"] for row in record["tasks"]] == ["done", "done", "failed"]
+    assert record["tasks"][0]["scores"][0]["n"] == 2
+
+
+def test_suites_and_licences_are_listed(capsys):
+    text = said(capsys, "list")
+    assert "leak: boolq, gsm8k, hellaswag, human_eval, mmlu_humanities" in text
+    assert "CC BY-SA 3.0" in text
 
 
 def test_compare_writes_four_files_and_the_differences(results, tmp_path, capsys):
@@ -118,14 +119,17 @@ def test_own_questions_are_asked_compared_and_searched_for(models, tmp_path, cap
         ),
         (["nowhere", "--mode", "chat"], "--mode chat is unknown: use base or instruct"),
         (["nowhere", "--tasks", "piqa", "--suite", "leak"], "give one of the two"),
+        (["nowhere", "--suite", "leek"], "did you mean leak"),
+        (["nowhere", "--data", "/nowhere"], "no such folder"),
         (["nowhere", "--model", "x"], "--model names the model of an endpoint"),
         (["http://127.0.0.1:9", "--model", "x"], "http://127.0.0.1:9/v1: no answer (Connection refused)"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(capsys, args, words):
+def test_a_mistake_is_one_line_that_names_it(tmp_path, capsys, args, words):
     text = said(capsys, *args, status=1)
     assert words in text
     assert text.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
