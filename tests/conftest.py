@@ -1,7 +1,5 @@
 """Shared fixtures: one thread a worker, real data by name."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`herd bench`: the numbers it prints, and the mistakes it refuses before it loads anything."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """How much of a dialog fits in memory, and what is said when the model does not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The command line: quick help, one-line errors, exit codes, JSON, and nothing heavy imported before it is needed."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -199,32 +197,8 @@ def test_a_setting_that_cannot_be_is_one_line_with_its_option(tmp_path, monkeypa
 
 def test_the_home_folder_is_expanded_in_paths_and_never_in_texts(monkeypatch):
     monkeypatch.setenv("HOME", "/h")
-    words = [
-        "chat",
-        "~/m",
-        "--schema=~/s",
-        "--out",
-        "~",
-        "-p",
-        "~/x",
-        "--stop=~/y",
-        "a~/b",
-        "~c/d",
-        "--x=a=~/b",
-    ]
-    seen = [
-        "chat",
-        "/h/m",
-        "--schema=/h/s",
-        "--out",
-        "/h",
-        "-p",
-        "~/x",
-        "--stop=~/y",
-        "a~/b",
-        "~c/d",
-        "--x=a=~/b",
-    ]
+    words = "chat ~/m --schema=~/s --out ~ -p ~/x --stop=~/y a~/b ~c/d --x=a=~/b".split()
+    seen = "chat /h/m --schema=/h/s --out /h -p ~/x --stop=~/y a~/b ~c/d --x=a=~/b".split()
     assert cli._expand_home(words) == seen
 
 

@@ -1,7 +1,5 @@
 """Every command that the documentation shows exists, with the options shown."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`herd plan train`, `finetune`, `distil` and `machines`: their output, and one-line errors."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """`herd quantize`, and GGUF through `import` and `export`: one line, JSON, the receipt in the folder."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

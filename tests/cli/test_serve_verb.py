@@ -26,18 +26,9 @@ def folders(tmp_path_factory):
 
 
 def test_two_models_are_loaded_when_they_are_named(folders):
-    command = [
-        sys.executable,
-        "-m",
-        "herd",
-        "serve",
-        folders / "small",
-        folders / "other",
-        "--port",
-        "0",
-        "--no-keys",
-    ]
-    server = subprocess.Popen([*map(str, command), "--cache-gb", "0.01"], stderr=subprocess.PIPE, text=True)
+    options = "--port 0 --no-keys --cache-gb 0.01".split()
+    command = [sys.executable, "-m", "herd", "serve", folders / "small", folders / "other", *options]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         said = ""
         while not (port := re.search(r"127\.0\.0\.1:(\d+)/v1", said)):

@@ -1,7 +1,5 @@
 """Small models with fixed random weights, and a tokenizer of plain bytes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -38,16 +36,7 @@ def tokenizer():
 
 def build(seed: int = 0, std: float = 0.2, **changes) -> LlamaLM:
     """Return a model whose weights are wide enough that the likeliest token differs from place to place."""
-    config = ModelConfig(
-        vocab_size=259,
-        dim=48,
-        n_layers=3,
-        n_heads=6,
-        n_kv_heads=2,
-        ffn_dim=80,
-        rope_theta=10_000.0,
-        max_context=512,
-    )
+    config = ModelConfig(259, 48, 3, 6, 2, 80, rope_theta=10_000.0, max_context=512)
     return LlamaLM(config.replace(**changes)).init_weights(seed, std=std)
 
 

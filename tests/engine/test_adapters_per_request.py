@@ -1,7 +1,5 @@
 """Several adapters on one base: each request's answer is that of the model with its adapter merged."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

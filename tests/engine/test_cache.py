@@ -114,14 +114,6 @@ def test_any_history_keeps_every_sequence(data):
         s.check()
 
 
-def test_tenants_do_not_find_each_others_pages():
-    ours, theirs, same = [], [], []
-    for known, tenant in ((ours, "us"), (theirs, "them"), (same, "us")):
-        chain(known, tenant, list(range(3 * PAGE)), 3 * PAGE)
-    assert ours == same
-    assert not set(ours) & set(theirs)
-
-
 def test_a_page_is_found_by_all_tokens_before_it():
     tokens, other = list(range(2 * PAGE)), [9, *range(1, 2 * PAGE)]
     a, b = [], []

@@ -3,10 +3,11 @@
 import pytest
 
 from herd.engine import Delta, Engine, Sampling
-from herd.engine.chat_session import Calling, ChatSession, End, Forgotten, Problem, Text, complete
+from herd.engine.chat_session import ChatSession, End, Forgotten, complete
 from herd.errors import EngineError
 from herd.text.chat_format import render
 from herd.text.tokenizer import Tokenizer
+from herd.text.toolcall import Call, Content, Malformed
 from herd.tools import ToolResult
 
 JSON_CALL = '{"type": "function", "name": "calculator", "parameters": {"expression": "6*7"}}'
@@ -53,8 +54,8 @@ def joined(events):
     """Return events with neighbouring text joined."""
     out = []
     for event in events:
-        if isinstance(event, Text) and out and isinstance(out[-1], Text):
-            out[-1] = Text(out[-1].text + event.text)
+        if isinstance(event, Content) and out and isinstance(out[-1], Content):
+            out[-1] = Content(out[-1].text + event.text)
         else:
             out.append(event)
     return out
@@ -71,9 +72,9 @@ def calculate(call):
 def test_a_plain_answer_streams_text_and_is_kept(tok):
     engine = Script(tok, "Hello!", "Fine.")
     session = ChatSession(engine, system="Be kind.")
-    assert joined(session.ask("Hi"))[0] == Text("Hello!")
+    assert joined(session.ask("Hi"))[0] == Content("Hello!")
     text, end = joined(session.ask("How are you?"))
-    assert text == Text("Fine.")
+    assert text == Content("Fine.")
     assert isinstance(end, End)
     assert (end.reason, end.n_tokens, end.context) == ("stop", 1, 4000)
     assert [m["content"] for m in session.messages] == ["Be kind.", "Hi", "Hello!", "How are you?", "Fine."]
@@ -99,7 +100,7 @@ def test_a_tool_is_called_and_the_answer_goes_on(tok, tool_call_format, written,
     calling, result, text, end = joined(session.ask("6*7?"))
     assert (calling.call.name, calling.call.tool_call_format) == (name, tool_call_format)
     assert result == ToolResult(calling.call, "42", True)
-    assert (text, end.reason) == (Text("It is 42."), "stop")
+    assert (text, end.reason) == (Content("It is 42."), "stop")
     assert seen == [calling.call]
     assert [m["role"] for m in session.messages] == ["user", "assistant", "ipython", "assistant"]
     # the second prompt is the dialog the renderer makes of these messages, in the form the model used
@@ -112,7 +113,7 @@ def test_a_tool_is_called_and_the_answer_goes_on(tok, tool_call_format, written,
 def test_several_calls_run_in_order_and_a_failure_is_reported_to_the_model(tok):
     engine = Script(tok, JSON_CALL + "; " + JSON_CALL.replace("calculator", "oracle"), "Sorry.")
     events = joined(ChatSession(engine, execute=calculate).ask("x"))
-    assert [type(e) for e in events] == [Calling, Calling, ToolResult, ToolResult, Text, End]
+    assert [type(e) for e in events] == [Call, Call, ToolResult, ToolResult, Content, End]
     assert [(e.content, e.ok) for e in events[2:4]] == [("42", True), ("error: unknown", False)]
 
 
@@ -120,18 +121,18 @@ def test_a_model_that_only_calls_tools_is_stopped(tok):
     session = ChatSession(Script(tok, *[JSON_CALL] * 9), execute=calculate)
     events = list(session.ask("x"))
     assert events[-1].reason == "rounds"
-    assert sum(isinstance(e, Calling) for e in events) == 5
+    assert sum(isinstance(e, Call) for e in events) == 5
 
 
 def test_calls_are_reported_where_tools_are_offered_and_nothing_runs_them(tok):
     events = joined(ChatSession(Script(tok, JSON_CALL), tools=["wolfram_alpha"]).ask("x"))
-    assert [type(e) for e in events] == [Calling, End]
+    assert [type(e) for e in events] == [Call, End]
 
 
 def test_an_answer_of_the_form_of_a_call_is_text_if_it_names_no_offered_tool(tok):
     answer = '{"name": "Alice", "parameters": {"role": "admin"}}'
     text, _ = joined(ChatSession(Script(tok, answer), tools=["wolfram_alpha"]).ask("x"))
-    assert text == Text(answer)
+    assert text == Content(answer)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_an_answer_of_the_form_of_a_call_is_text_if_it_names_no_offered_tool(tok
 def test_without_tools_an_answer_that_looks_like_a_call_is_text(tok, answer):
     session = ChatSession(Script(tok, answer, "Yes."))
     text, end = joined(session.ask("x"))
-    assert (text, end.reason) == (Text(answer), "stop")
+    assert (text, end.reason) == (Content(answer), "stop")
     assert session.messages[-1] == {"role": "assistant", "content": answer}
     list(session.ask("Sure?"))
     assert answer in tok.decode(session.engine.prompts[1])
@@ -164,8 +165,8 @@ def test_a_malformed_call_is_reported_and_stays_text(tok):
     broken = '{"type": "function", "name": "calculator", "parameters": {"expression": }'
     text, *rest = joined(ChatSession(Script(tok, broken), execute=calculate).ask("x"))
     events = [text, *rest]
-    assert any(isinstance(e, Problem) and "malformed" in e.reason for e in events)
-    assert "".join(e.text for e in events if isinstance(e, Text)) == broken
+    assert any(isinstance(e, Malformed) and "malformed" in e.reason for e in events)
+    assert "".join(e.text for e in events if isinstance(e, Content)) == broken
 
 
 def test_an_interrupted_answer_is_kept_as_far_as_it_came(tok):
@@ -174,7 +175,7 @@ def test_an_interrupted_answer_is_kept_as_far_as_it_came(tok):
     with pytest.raises(KeyboardInterrupt):
         list(session.ask("Count"))
     assert session.messages[-1] == {"role": "assistant", "content": "one two three"}
-    assert joined(session.ask("More?"))[0] == Text("Yes.")
+    assert joined(session.ask("More?"))[0] == Content("Yes.")
     assert engine.cancelled == 2
 
 
@@ -182,7 +183,7 @@ def test_leaving_the_iterator_stops_the_answer(tok):
     engine = Script(tok, "one two three four")
     session = ChatSession(engine)
     answer = session.ask("Count")
-    assert next(answer) == Text("one t")
+    assert next(answer) == Content("one t")
     answer.close()
     assert engine.cancelled == 1
     assert session.messages[-1]["content"] == "one t"
@@ -213,7 +214,7 @@ def test_a_full_context_forgets_the_oldest_turns_and_says_so(tok):
         events = joined(session.ask(f"Question {number}"))
         said = [event.turns for event in events if isinstance(event, Forgotten)]
         forgotten += sum(said)
-        assert events[len(said)] == Text("Fine.")
+        assert events[len(said)] == Content("Fine.")
         questions = [m["content"] for m in session.messages if m["role"] == "user"]
         assert questions == [f"Question {n}" for n in range(forgotten, number + 1)]
         assert session.messages[0] == {"role": "system", "content": "Be kind."}

@@ -1,7 +1,5 @@
 """An engine in a thread of its own: the answers are the same, and no failure touches another request."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import threading

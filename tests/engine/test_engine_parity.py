@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from herd.checkpoint.hf import config_to_hf
 from herd.engine import Engine, Request, Sampling, engine
 from herd.engine.cache import PagedCache
 from herd.llama.attention import packed, packed_positions
@@ -86,33 +87,8 @@ def in_transformers(models):
     transformers = pytest.importorskip("transformers")
 
     def build(kind):
-        model, c = models[kind], models[kind].config
-        rope = {"rope_type": "default", "rope_theta": c.rope_theta}
-        if c.rope_scaling:
-            rope = {
-                "rope_type": "llama3",
-                "rope_theta": c.rope_theta,
-                "factor": c.rope_scaling.factor,
-                "low_freq_factor": c.rope_scaling.low_freq_factor,
-                "high_freq_factor": c.rope_scaling.high_freq_factor,
-                "original_max_position_embeddings": c.rope_scaling.original_context,
-            }
-        config = transformers.LlamaConfig(
-            vocab_size=c.vocab_size,
-            hidden_size=c.dim,
-            intermediate_size=c.ffn_dim,
-            num_hidden_layers=c.n_layers,
-            num_attention_heads=c.n_heads,
-            num_key_value_heads=c.n_kv_heads,
-            head_dim=c.head_dim,
-            rms_norm_eps=c.norm_eps,
-            max_position_embeddings=c.max_context,
-            rope_parameters=rope,
-            tie_word_embeddings=c.tie_embeddings,
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=None,
-        )
+        model = models[kind]
+        config = transformers.LlamaConfig(**config_to_hf(model.config, dtype="float32"))
         theirs = transformers.LlamaForCausalLM(config).eval()
         theirs.load_state_dict(model.state_dict(), strict=False)
         theirs.tie_weights()

@@ -1,7 +1,5 @@
 """A request that fails ends alone, with an error that says why, and no other answer changes by a bit."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -51,15 +51,6 @@ def test_an_answer_is_found_in_the_next_prompt(wide):
     assert again.shared_tokens == PAGE
 
 
-def test_tenants_share_nothing(wide):
-    engine = Engine(wide, None)
-
-    def ask(tenant):
-        return engine.run([Request(prompt(200), Sampling(max_tokens=2), tenant=tenant)])[0]
-
-    assert [ask(t).shared_tokens for t in ("a", "b", "a", "", "b")] == [0, 0, 192, 0, 192]
-
-
 def test_a_single_request_may_exceed_the_bound_of_the_cache(wide):
     engine = Engine(wide, None, cache_bytes=0)
     assert engine.run([Request(prompt(400), Sampling(max_tokens=112))])[0].finish_reason == "length"

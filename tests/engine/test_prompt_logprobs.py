@@ -1,7 +1,5 @@
 """Log-probabilities of the prompt's own tokens, compared with a float64 forward over the whole prompt."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -1,7 +1,5 @@
 """An answer that repeats a passage without end is noticed, and one that does not is left alone."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

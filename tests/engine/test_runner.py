@@ -1,7 +1,5 @@
 """Layers as one native operator give the same bits as the model's own forward."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

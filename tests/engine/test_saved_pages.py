@@ -1,7 +1,5 @@
 """Prompts that a restarted engine finds again, and damaged or foreign files that it does not use."""
 
-from __future__ import annotations
-
 import errno
 import os
 import stat

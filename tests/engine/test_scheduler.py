@@ -1,7 +1,5 @@
 """The scheduler alone, with pages but without a model: nobody starves, and owners take turns."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections import Counter

@@ -210,14 +210,9 @@ def test_greedy_answers_are_the_same_when_some_draft_tokens_are_wrong(model, tok
 
 
 TINY = {
-    "vocab_size": 5,
-    "dim": 16,
-    "n_layers": 2,
-    "n_heads": 2,
-    "n_kv_heads": 1,
-    "ffn_dim": 24,
+    "vocab_size": 5, "dim": 16, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 24,
     "head_dim": 8,
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

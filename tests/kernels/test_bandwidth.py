@@ -1,7 +1,5 @@
 """Reading memory: every word is read. Speeds are not asserted."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

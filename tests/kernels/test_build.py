@@ -1,7 +1,5 @@
 """Building the native kernels, also without a compiler, with a broken one, and where it is declined."""
 
-from __future__ import annotations
-
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Pieces of shared chunks: as many bytes as asked for, none in two, given back when all are gone."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 

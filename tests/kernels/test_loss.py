@@ -1,7 +1,5 @@
 """The chunked losses against plain float64 torch: values, gradients, edges."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

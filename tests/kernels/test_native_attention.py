@@ -1,7 +1,5 @@
 """The attention kernel against float64 torch: values, gradients, documents, head shapes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """Paged attention against float64: every kind of cache, ragged company, and the same bits in any company."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """RMSNorm, rotation and SwiGLU: native kernels against float64 torch, values and gradients, and recomputation."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """Products with quantized weights: every path against float64, and the same bits in any batch."""
 
-from __future__ import annotations
-
 import warnings
 
 import pytest

@@ -1,7 +1,5 @@
 """Random models with large weights, the same models in transformers, and a minimal KV cache."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -1,7 +1,5 @@
 """Causal and packed attention compared with float64 loops, and positions of packed rows."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """Initial weights: a function of the seed alone, of which a rank can draw its own rows."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

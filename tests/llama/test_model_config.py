@@ -1,7 +1,5 @@
 """Sizes, counts and costs compared with published numbers, the model itself, and torch's FLOP counter."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -69,17 +67,9 @@ dims = st.integers(-2, 40)
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    vocab_size=dims,
-    heads=dims,
-    kv=dims,
-    per_head=dims,
-    layers=dims,
-    ffn=dims,
-    head_dim=dims,
-    theta=st.floats(),
-)
-def test_a_config_is_valid_or_refused(vocab_size, heads, kv, per_head, layers, ffn, head_dim, theta):
+@given(st.lists(dims, min_size=7, max_size=7), st.floats())
+def test_a_config_is_valid_or_refused(numbers, theta):
+    vocab_size, heads, kv, per_head, layers, ffn, head_dim = numbers
     dim = heads * per_head if heads % 3 else per_head
     try:
         config = ModelConfig(vocab_size, dim, layers, heads, kv, ffn, head_dim=head_dim, rope_theta=theta)

@@ -1,7 +1,5 @@
 """The forward compared with transformers: for the same weights, logits agree within 1e-4 in fp32."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,8 +12,21 @@ from herd.llama.config import ModelConfig, RopeScaling
 BAR = 1e-4
 NEAR = RopeScaling(factor=8.0, original_context=64)  # most frequencies are scaled, lengths go far beyond it
 
+OTHER_YARN = RopeScaling(
+    3.5,
+    original_context=100,
+    kind="yarn",
+    beta_fast=20.0,
+    beta_slow=2.0,
+    truncate=False,
+    attention_factor=0.8,
+)
+FACTORS = RopeScaling(
+    1.0, original_context=64, kind="factors", freq_factors=(1.0, 0.9, 3.0, 8.5), attention_factor=1.1
+)
+SIX, TWO = ModelConfig(101, 48, 2, 6, 3, 80), ModelConfig(101, 64, 2, 2, 1, 80, rope_theta=1e4)
 CONFIGS = {
-    "6 heads, 3 kv": ModelConfig(101, 48, 2, 6, 3, 80, rope_scaling=NEAR),
+    "6 heads, 3 kv": SIX.replace(rope_scaling=NEAR),
     "5 heads, 1 kv, tied": ModelConfig(101, 40, 2, 5, 1, 72, tie_embeddings=True, rope_scaling=NEAR),
     "7 heads, 7 kv, no scaling": ModelConfig(101, 56, 2, 7, 7, 64, rope_theta=10_000.0),
     "head_dim 24, not dim / heads, tied": ModelConfig(101, 48, 2, 4, 2, 64, head_dim=24, tie_embeddings=True),
@@ -23,54 +34,15 @@ CONFIGS = {
         101, 96, 1, 3, 1, 96, head_dim=64, rope_scaling=RopeScaling()
     ),
     "1 head": ModelConfig(7, 8, 3, 1, 1, 8, norm_eps=1e-6),
-    "linear": ModelConfig(101, 48, 2, 6, 3, 80, rope_scaling=RopeScaling(2.5, kind="linear")),
-    "yarn": ModelConfig(
-        101, 64, 2, 2, 1, 80, rope_theta=1e4, rope_scaling=RopeScaling(4.0, original_context=128, kind="yarn")
+    "linear": SIX.replace(rope_scaling=RopeScaling(2.5, kind="linear")),
+    "yarn": TWO.replace(rope_scaling=RopeScaling(4.0, original_context=128, kind="yarn")),
+    "yarn, other options": TWO.replace(n_kv_heads=2, rope_scaling=OTHER_YARN),
+    "dynamic": SIX.replace(
+        rope_theta=1e4, max_context=64, rope_scaling=RopeScaling(4.0, original_context=64, kind="dynamic")
     ),
-    "yarn, other options": ModelConfig(
-        101,
-        64,
-        2,
-        2,
-        2,
-        80,
-        rope_theta=1e4,
-        rope_scaling=RopeScaling(
-            3.5,
-            original_context=100,
-            kind="yarn",
-            beta_fast=20.0,
-            beta_slow=2.0,
-            truncate=False,
-            attention_factor=0.8,
-        ),
-    ),
-    "dynamic": ModelConfig(
-        101,
-        48,
-        2,
-        6,
-        3,
-        80,
-        rope_theta=1e4,
-        max_context=64,
-        rope_scaling=RopeScaling(4.0, original_context=64, kind="dynamic"),
-    ),
-    "frequency factors": ModelConfig(
-        101,
-        48,
-        2,
-        6,
-        3,
-        80,
-        rope_scaling=RopeScaling(
-            1.0, original_context=64, kind="factors", freq_factors=(1.0, 0.9, 3.0, 8.5), attention_factor=1.1
-        ),
-    ),
-    "attention bias": ModelConfig(101, 48, 2, 6, 3, 80, attention_bias=True),
-    "mlp bias, head_dim 24, tied": ModelConfig(
-        101, 48, 2, 4, 2, 64, head_dim=24, tie_embeddings=True, mlp_bias=True
-    ),
+    "frequency factors": SIX.replace(rope_scaling=FACTORS),
+    "attention bias": SIX.replace(attention_bias=True),
+    "mlp bias, head_dim 24, tied": ModelConfig(101, 48, 2, 4, 2, 64, 24, tie_embeddings=True, mlp_bias=True),
     "both biases": ModelConfig(101, 56, 2, 7, 7, 64, attention_bias=True, mlp_bias=True),
 }
 # A cached key keeps its rotation, while the base of dynamic scaling grows: only the whole forward can be

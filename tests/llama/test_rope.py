@@ -1,7 +1,5 @@
 """Rotary positions compared with transformers, with Meta's formula in float64, and their properties."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

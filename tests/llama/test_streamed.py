@@ -1,7 +1,5 @@
 """A model that is run one layer at a time computes what the whole model does, and never has all its weights."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """A small model whose dimensions are multiples of 256."""
 
-from __future__ import annotations
-
 import pytest
 
 from herd.llama.config import ModelConfig, RopeScaling

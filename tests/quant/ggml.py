@@ -1,7 +1,5 @@
 """Encode and decode blocks with llama.cpp's own library (`make rivals`), by ctypes."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import os

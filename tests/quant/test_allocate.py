@@ -1,7 +1,5 @@
 """A size in bits: the sensitivity against autograd, the choice against exhaustive search."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,8 +1,6 @@
 """Blocks against the `gguf` package: every type's sizes, decoding of arbitrary bytes, encoding where it has
 it."""
 
-from __future__ import annotations
-
 import gguf
 import numpy as np
 import pytest

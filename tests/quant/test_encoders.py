@@ -1,7 +1,5 @@
 """Encoders compared with llama.cpp's own on weights of a real model, with and without importance."""
 
-from __future__ import annotations
-
 import ggml
 import pytest
 import torch

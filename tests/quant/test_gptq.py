@@ -1,7 +1,5 @@
 """GPTQ compared with its definition in float64, and with rounding to the nearest points."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Packed layers compute the same as their unpacked weights."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """llama.cpp's file types: every tensor has the format that llama.cpp's own quantizer gives it."""
 
-from __future__ import annotations
-
 import pytest
 
 from herd.errors import QuantError

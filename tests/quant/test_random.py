@@ -1,7 +1,5 @@
 """Random models have finite weights of a realistic size, the same in memory and in a file."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Straight-through rounding: what is trained is what the blocks decode to."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

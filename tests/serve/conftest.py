@@ -1,7 +1,5 @@
 """A store with keys, a server on a tiny random model, and a substitute for its engine with scripted answers."""
 
-from __future__ import annotations
-
 import threading
 import time
 from contextlib import ExitStack, contextmanager
@@ -50,16 +48,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def loop(tokenizer):
     torch.set_num_threads(1)
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        dim=48,
-        n_layers=2,
-        n_heads=6,
-        n_kv_heads=2,
-        ffn_dim=80,
-        rope_theta=10_000.0,
-        max_context=CONTEXT,
-    )
+    config = ModelConfig(tokenizer.vocab_size, 48, 2, 6, 2, 80, rope_theta=10_000.0, max_context=CONTEXT)
     model = LlamaLM(config).init_weights(0, std=0.2)
     with torch.no_grad():  # greedy answers do not stop by chance
         model.lm_head.weight[sorted(tokenizer.stop_ids)] = 0
@@ -201,6 +190,17 @@ def scripted_server(tokenizer, with_gateway):
             return url, loop
 
         yield start
+
+
+@pytest.fixture
+def scripted(scripted_server, request):
+    """Return a function that runs such a server and returns a client, which the test's module connects, and the loop."""
+
+    def start(*pieces):
+        url, loop = scripted_server(*pieces)
+        return request.module.connect(url), loop
+
+    return start
 
 
 def wait_until(condition, seconds=20.0):

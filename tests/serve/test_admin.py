@@ -1,7 +1,5 @@
 """Routes for operators: who may see and change which keys, and whose usage."""
 
-from __future__ import annotations
-
 import pytest
 from fastapi.testclient import TestClient
 

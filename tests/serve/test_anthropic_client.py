@@ -33,17 +33,6 @@ def client(either_url):
         yield client
 
 
-@pytest.fixture
-def scripted(scripted_server):
-    """Return a function that runs a server with a scripted answer and returns a client and the loop."""
-
-    def start(*pieces):
-        url, loop = scripted_server(*pieces)
-        return connect(url), loop
-
-    return start
-
-
 def create(client, **options):
     return client.messages.create(**({"model": "tiny", "messages": HELLO, "max_tokens": 8} | options))
 

@@ -1,7 +1,5 @@
 """Who may call what: hostile headers, 401 and 403, revocation while an answer is open, addresses to listen on."""
 
-from __future__ import annotations
-
 import random
 import re
 import time
@@ -13,6 +11,7 @@ from fastapi import Depends, FastAPI
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
 
+from conftest import wait_until
 from herd.errors import ConfigError
 from herd.serve.auth import Authenticator, Principal, check_binding, public, require, scope_of
 from herd.serve.errors import ApiError, Forbidden, StoreError, Unauthorized
@@ -179,24 +178,16 @@ def test_open_answers_learn_that_their_key_has_ended(store, authenticator, end):
     principal = authenticator.authenticate([], [token])
     assert not authenticator.has_ended(principal)
     end(store, "bob", "test")
-    wait_for(lambda: authenticator._version > principal.keys_version)
+    wait_until(lambda: authenticator._version > principal.keys_version)
     assert not authenticator.has_ended(principal)
     end(store, "alice", "test")
-    wait_for(lambda: authenticator.has_ended(principal))
+    wait_until(lambda: authenticator.has_ended(principal))
 
 
 def test_a_key_made_a_moment_ago_has_not_ended(store, authenticator):
     for number in range(30):
         _, token = create_key(store, f"key{number}", KeyPolicy(), actor="test")
         assert not authenticator.has_ended(authenticator.authenticate([], [token]))
-
-
-def wait_for(condition) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not happen within five seconds")
 
 
 def test_keys_are_refused_while_the_store_is_away(store, authenticator, monkeypatch):
@@ -248,9 +239,9 @@ def test_a_server_without_keys_may_not_listen_to_others(host):
 def test_a_new_end_of_a_key_holds_for_open_answers_too(store, authenticator):
     principal = authenticator.authenticate([], [create_key(store, "a", KeyPolicy(), actor="test")[1]])
     change_key(store, "a", {}, "test", expires_ms=now_ms() + 1500)
-    wait_for(lambda: authenticator.has_ended(principal))
+    wait_until(lambda: authenticator.has_ended(principal))
     change_key(store, "a", {}, "test", expires_ms=None)
-    wait_for(lambda: not authenticator.has_ended(principal))
+    wait_until(lambda: not authenticator.has_ended(principal))
 
 
 def test_whoever_watches_a_key_is_told_once_it_has_ended(store, authenticator):
@@ -264,7 +255,7 @@ def test_whoever_watches_a_key_is_told_once_it_has_ended(store, authenticator):
             stop()
     revoke_key(store, "revoked", "test")
     revoke_key(store, "left", "test")
-    wait_for(lambda: set(ended) == {"revoked", "expired"})
+    wait_until(lambda: set(ended) == {"revoked", "expired"})
 
 
 def test_the_page_on_security_names_tests_that_exist():

@@ -147,17 +147,11 @@ def test_tools_in_both_forms_namespaces_and_hosted_types():
         warnings,
         ToolOffer(10),
     )
-    assert [(tool.name, tool.name_inside, tool.namespace) for tool in tools] == [
-        ("nested", "", ""),
-        ("flat", "", ""),
-        ("mcp__run", "run", "mcp"),
-    ]
+    names = [("nested", "", ""), ("flat", "", ""), ("mcp__run", "run", "mcp")]
+    assert [(tool.name, tool.name_inside, tool.namespace) for tool in tools] == names
     assert [tool.strict for tool in tools] == [True, False, False]
-    assert [warning.partition("=")[0] for warning in warnings] == [
-        "tools[2].tools[1]",
-        "tools[3]",
-        "tools[4]",
-    ]
+    places = ["tools[2].tools[1]", "tools[3]", "tools[4]"]
+    assert [warning.partition("=")[0] for warning in warnings] == places
     with pytest.raises(ApiError, match="limit is 2"):
         read_tools([{"type": "function", "name": f"f{i}"} for i in range(3)], [], ToolOffer(2))
 

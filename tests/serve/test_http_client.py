@@ -1,7 +1,5 @@
 """The client for upstreams reads what httpx reads, whatever the pieces in which it arrives, and keeps connections."""
 
-from __future__ import annotations
-
 import asyncio
 from contextlib import asynccontextmanager
 

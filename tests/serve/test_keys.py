@@ -1,7 +1,5 @@
 """Keys: text, storage, limits, names, prices, and `herd keys` as a user types it."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

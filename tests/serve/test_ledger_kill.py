@@ -1,7 +1,5 @@
 """The ledger with real processes: `kill -9` at random moments, and many processes that race for one budget."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import random

@@ -1,7 +1,5 @@
 """llama.cpp's own API gives the answers of OpenAI's API in its own form, with token ids and all settings."""
 
-from __future__ import annotations
-
 import json
 import math
 

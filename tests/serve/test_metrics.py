@@ -1,7 +1,5 @@
 """Metrics: the counts are right, Prometheus' own parser reads them, and no label can be made up by a client."""
 
-from __future__ import annotations
-
 from prometheus_client.parser import text_string_to_metric_families
 
 from herd.engine.loop import EngineStats

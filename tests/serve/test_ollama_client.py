@@ -12,20 +12,12 @@ from herd.errors import EngineError
 HELLO = [{"role": "user", "content": "six times seven"}]
 
 
+connect = ollama.Client
+
+
 @pytest.fixture(scope="module")
 def client(either_url):
-    return ollama.Client(either_url)
-
-
-@pytest.fixture
-def scripted(scripted_server):
-    """Return a function that runs a server with a scripted answer and returns a client and the loop."""
-
-    def start(*pieces):
-        url, loop = scripted_server(*pieces)
-        return ollama.Client(url), loop
-
-    return start
+    return connect(either_url)
 
 
 def test_an_answer_streamed_whole_and_through_openais_api(client, url):

@@ -18,28 +18,18 @@ def hostile_chats():
         call = {"id": payload, "name": payload, "arguments": payload, "content": payload}
         answer = {"content": payload, "reasoning": payload, "calls": [call], "end": "stop", "model": payload}
         problem = {"text": payload, "code": payload, "cure": payload}
+        herd = {"warnings": [payload], "cost": {"amount": payload, "currency": payload}}
         for role, more in [
             ("user", {"content": payload, "files": [{"name": payload, "text": payload}]}),
-            (
-                "assistant",
-                answer
-                | {
-                    "problem": problem,
-                    "herd": {"warnings": [payload], "cost": {"amount": payload, "currency": payload}},
-                },
-            ),
+            ("assistant", answer | {"problem": problem, "herd": herd}),
             ("tool", {"results": [call]}),
             ("assistant", {"content": f"a\n\n{payload}\n\nb **{payload}**", "end": "stop", "model": payload}),
         ]:
-            message = {
-                "id": f"{number}-{len(messages)}",
-                "parent": parent,
-                "role": role,
-                "lane": 0,
-                "created": len(messages),
-            }
-            messages.append(message | more)
-            parent = message["id"]
+            name, created = f"{number}-{len(messages)}", len(messages)
+            messages.append(
+                {"id": name, "parent": parent, "role": role, "lane": 0, "created": created} | more
+            )
+            parent = name
     chats = [
         {"id": f"c{number}", "title": payload, "models": [payload], "messages": [], "updated": 1 + number}
         for number, payload in enumerate(PAYLOADS)

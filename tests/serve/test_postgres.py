@@ -1,7 +1,5 @@
 """Two servers on one real PostgreSQL: budgets hold across them, neither settles the other's requests, none are lost."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

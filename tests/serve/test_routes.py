@@ -1,7 +1,5 @@
 """Keys and the ledger through the whole application: every route, every credential, and a bill for every answer."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading

@@ -1,7 +1,5 @@
 """Tools on the server: who may use them, what each API shows of them, and what the ledger has of every step."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -6,10 +6,11 @@ import pytest
 from conftest import running
 from herd.cli.chat_model import load_chat_model
 from herd.engine import Sampling
-from herd.engine.chat_session import ChatSession, End, Text
+from herd.engine.chat_session import ChatSession, End
 from herd.engine.engine import Engine
 from herd.engine.loop import EngineLoop
 from herd.serve.chat import ServedModel
+from herd.text import Content
 
 QUESTIONS = ["What is the capital of France?", "Write a haiku about snow.", "Count from one to twelve."]
 N_TOKENS = 40
@@ -26,7 +27,7 @@ def test_answers_equal_those_of_herd_chat(real_data):
         )
         events = list(session.ask(question))
         assert isinstance(events[-1], End)
-        expected.append(("".join(e.text for e in events if isinstance(e, Text)), events[-1].n_tokens))
+        expected.append(("".join(e.text for e in events if isinstance(e, Content)), events[-1].n_tokens))
     engine = Engine(model.model, model.tokenizer, max_context=1024)
     with EngineLoop(engine) as loop:
         served = ServedModel("smollm2", loop, model.tokenizer, 1024, sampling=model.sampling_defaults)

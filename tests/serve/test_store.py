@@ -1,7 +1,5 @@
 """The store: transactions, versions, backups, and what happens when it is unavailable or its disk is full."""
 
-from __future__ import annotations
-
 import sqlite3
 import threading
 

@@ -1,7 +1,5 @@
 """What a gateway does with upstreams that fail, hang, break off or lie, and what it tells them and never tells."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

@@ -1,7 +1,5 @@
 """A gateway before two other Herds: every API answers as if the client had asked them, with keys before it."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -64,7 +64,7 @@ class ImportSource:
 
     def key(self, **choices: object) -> str:
         """Return a name for a conversion of this folder, for its journal."""
-        return key_of(weights.weight_files(self.wanted), **choices)
+        return key_of(sorted({info.file for info in self.wanted.values()}), **choices)
 
     def remember(self, digests: dict[str, str]) -> None:
         """Store the digests in a part of a journal. It may have the digests of an earlier run already."""

@@ -165,7 +165,7 @@ def load_trainable(
     return found.with_adapter(model)
 
 
-def checkpoint_hash(source: str | Path, progress: Progress | None = None) -> str:
+def checkpoint_hash(source: str | Path) -> str:
     """Return the SHA-256 of a model's weights. It does not depend on the sharding, but on the dtype.
 
     For a GGUF file it is the hash of the whole file, for an adapter the hash of its base and its own file.
@@ -173,13 +173,13 @@ def checkpoint_hash(source: str | Path, progress: Progress | None = None) -> str
     """
     folder = resolve_model(source)
     if is_adapter(folder):
-        own = hash_file(folder / ADAPTER, progress)
+        own = hash_file(folder / ADAPTER)
         return hashlib.sha256(f"{checkpoint_hash(base_of(folder))} {own}".encode()).hexdigest()
     if file := gguf_file(folder):
-        hashes = [hash_file(part, progress) for part in gguf_parts(file)]
+        hashes = [hash_file(part) for part in gguf_parts(file)]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
     wanted = weights.check_against(load_config(folder), weights.read_index(folder), folder)
-    return weights.hash_weights(wanted, progress)
+    return weights.hash_weights(wanted)
 
 
 def _gathered(param: Tensor) -> Tensor:

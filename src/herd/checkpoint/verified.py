@@ -22,7 +22,6 @@ from pathlib import Path
 from ..errors import StorageError
 from ..files import write_json
 from ..machine import cache_folder, cores
-from .stream import Progress, advance_of
 
 HASH_PIECE = 64 << 20
 
@@ -45,17 +44,12 @@ def verified_hash(path: Path, hash_of: Callable[[Path], str]) -> str:
     return found
 
 
-def hash_file(path: Path, progress: Progress | None = None) -> str:
+def hash_file(path: Path) -> str:
     """Return the SHA-256 over the SHA-256 of each 64 MiB of a file, computed on several cores."""
-    size = path.stat().st_size
-    advance = advance_of(progress, size)
-    digests: list[bytes] = []
-    starts = range(0, size, HASH_PIECE)
+    starts = range(0, path.stat().st_size, HASH_PIECE)
     with ThreadPoolExecutor(min(8, cores())) as pool:
-        for start, digest in zip(starts, pool.map(lambda at: _hash_piece(path, at), starts), strict=True):
-            digests.append(digest)
-            advance(min(HASH_PIECE, size - start))
-    return hashlib.sha256(b"gguf" + b"".join(digests)).hexdigest()
+        digests = b"".join(pool.map(lambda at: _hash_piece(path, at), starts))
+    return hashlib.sha256(b"gguf" + digests).hexdigest()
 
 
 def _hash_piece(path: Path, start: int) -> bytes:

@@ -32,7 +32,6 @@ from .foreign import refuse_quantized_names
 from .hf import read_json
 from .names import PARTIAL_BIASES
 from .paths import INDEX, LFS_POINTER, SINGLE
-from .stream import Progress, advance_of
 
 STORABLE = {DTYPES[name].safetensors: torch_dtype(name) for name in ("fp32", "fp16", "bf16")}
 """Dtypes of weights by their codes in a safetensors header."""
@@ -272,14 +271,14 @@ def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     return tensor.reshape(-1).split(PIECE)
 
 
-def hash_weights(wanted: Mapping[str, TensorInfo], progress: Progress | None = None) -> str:
+def hash_weights(wanted: Mapping[str, TensorInfo]) -> str:
     """Return the SHA-256 over the tensors as stored, independent of sharding. Reads every byte once."""
-    advance = advance_of(progress, sum(info.nbytes for info in wanted.values()))
-    digests: dict[str, str] = {}
-    for name, info in wanted.items():
-        digests[name] = tensor_digest(name, info.dtype, info.shape, raw_bytes(read_tensor(info)))
-        advance(info.nbytes)
-    return combine_digests(digests)
+    return combine_digests(
+        {
+            name: tensor_digest(name, info.dtype, info.shape, raw_bytes(read_tensor(info)))
+            for name, info in wanted.items()
+        }
+    )
 
 
 class BackgroundHash:
@@ -319,8 +318,3 @@ def combine_digests(digests: Mapping[str, str]) -> str:
 def raw_bytes(tensor: Tensor) -> Tensor:
     """Return the tensor's memory as a flat uint8 tensor."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-
-
-def weight_files(wanted: Mapping[str, TensorInfo]) -> list[Path]:
-    """Return the files that contain these tensors, each once."""
-    return sorted({info.file for info in wanted.values()})

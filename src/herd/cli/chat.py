@@ -20,8 +20,8 @@ from typer import Argument, Option
 
 from ..errors import ChatError, EngineError, HerdError
 from ..machine import load_torch_libraries, without_garbage_collection
-from ..text import ToolCall
 from ..text.messages import CODE_INTERPRETER
+from ..text.toolcall import Call, Content, Malformed, Reasoning, ToolCall
 from ..text.visible import visible
 from ..tools import CUSTOM_TOOLS, ToolResult, execute_call
 from .chat_input import marked_pastes, read_question
@@ -226,28 +226,28 @@ def _one_question(prompt: str | None, as_json: bool) -> str | None:
 
 def _answer_once(events: Iterator[ChatEvent], as_json: bool) -> None:
     """Print the answer to stdout as it is generated, and calls, results and warnings to stderr."""
-    from ..engine.chat_session import Calling, End, Forgotten, Problem, Text, Thought
+    from ..engine.chat_session import End, Forgotten
 
     shown = visible if sys.stdout.isatty() else str
     text = reasoning = ""
     calls: list[ToolCall] = []
     results: list[str] = []
     for event in events:
-        if isinstance(event, Text):
+        if isinstance(event, Content):
             text += event.text
             if not as_json:
                 print(shown(event.text), end="", flush=True)
-        elif isinstance(event, Thought):
+        elif isinstance(event, Reasoning):
             reasoning += event.text
             if not as_json:
                 print(visible(event.text), end="", flush=True, file=sys.stderr)
-        elif isinstance(event, Calling):
+        elif isinstance(event, Call):
             calls.append(event.call)
         elif isinstance(event, ToolResult):
             results.append(event.content)
             if not as_json:
                 _warn(f"{_written(event.call)} → {event.content}")
-        elif isinstance(event, Problem):
+        elif isinstance(event, Malformed):
             _warn(f"warning: {event.reason}")
         elif isinstance(event, Forgotten):
             _warn(f"warning: {_forgotten(event.turns)}")
@@ -347,7 +347,7 @@ class TerminalChat:
 
     def _answer(self, question: str) -> None:
         """Print an answer as it is generated. After Ctrl-C the dialog keeps the printed part."""
-        from ..engine.chat_session import Calling, End, Forgotten, Problem, Text, Thought
+        from ..engine.chat_session import End, Forgotten
 
         line_open = False
 
@@ -361,18 +361,15 @@ class TerminalChat:
         with marked_pastes(), contextlib.closing(self._ask(question)) as events:
             try:
                 for event in events:
-                    if isinstance(event, Text):
-                        self._write(event.text)
+                    if isinstance(event, Content | Reasoning):
+                        self._write(event.text, "dim" if isinstance(event, Reasoning) else "none")
                         line_open = not event.text.endswith("\n")
-                    elif isinstance(event, Thought):
-                        self._write(event.text, "dim")
-                        line_open = not event.text.endswith("\n")
-                    elif isinstance(event, Calling):
+                    elif isinstance(event, Call):
                         note(f"calls {_written(event.call)}\n", "cyan", self._write)
                     elif isinstance(event, ToolResult):
                         sign, style = ("→", "green") if event.ok else ("✗", "red")
                         note(f"  {sign} {event.content}\n", style, self._write)
-                    elif isinstance(event, Problem):
+                    elif isinstance(event, Malformed):
                         note(event.reason, "yellow")
                     elif isinstance(event, Forgotten):
                         note(_forgotten(event.turns), "yellow")

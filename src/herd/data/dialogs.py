@@ -22,9 +22,9 @@ from random import Random
 from typing import Any
 
 from ..errors import DataError
-from ..text.llama3_chat import TOOL_CALL_FORMATS, call_text
+from ..text.llama3_chat import TOOL_CALL_FORMATS, call_text, tool_output
 from ..text.messages import CODE_INTERPRETER
-from .prompts import CODE, TOOL_NAMES, interpreter_result, system_prompt
+from .prompts import CODE, TOOL_NAMES, system_prompt
 from .turns import KINDS, TASKS, DialogSource, Turn, make_turn
 from .wordings import LANGUAGES, load_wordings
 
@@ -85,7 +85,8 @@ def _call(turn: Turn, tool_call_format: str, names: tuple[str, ...]) -> tuple[di
     if turn.tool == "calculator":  # Python's "/" would print 12.0
         arguments = {"expression": turn.expression.replace("/", "//")}
     code = CODE[turn.tool].format_map(arguments)
-    return {"name": CODE_INTERPRETER, "arguments": {"code": code}}, interpreter_result(turn.result)
+    printed = tool_output(ok=True, stdout=f"{turn.result}\n")
+    return {"name": CODE_INTERPRETER, "arguments": {"code": code}}, printed
 
 
 def _exchange(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..text.llama3_chat import tool_output
 from ..tools import CUSTOM_TOOLS
 
 TOOL_NAMES = tuple(CUSTOM_TOOLS)
@@ -37,8 +36,3 @@ def system_prompt(tool_call_format: str, names: Sequence[str] = TOOL_NAMES) -> s
     if tool_call_format == "builtin":
         return "Environment: ipython\nTools: wolfram_alpha" if names else "Environment: ipython"
     return ("Tools as JSON: " if tool_call_format == "json" else "Tools as <function>: ") + ", ".join(names)
-
-
-def interpreter_result(printed: str) -> str:
-    """Return the content of the ipython message after the interpreter ran ``print(printed)``."""
-    return tool_output(ok=True, stdout=printed + "\n")

@@ -16,7 +16,7 @@ from typing import Any
 from zlib import crc32
 
 from .wordings import Wordings
-from .wordings.programs import PROGRAMS, hidden_check, slot_values
+from .wordings.programs import PROGRAMS, hidden_check
 
 _SHARES = {
     "arithmetic": "add 60, sub 50, mul 70, div 40, story_add 40, story_sub 40, story_mul 40, story_div 40",
@@ -232,7 +232,7 @@ def _program(source: DialogSource, kind: str) -> Turn:
         k = rng.randrange(2, 100) if program.constant else 0
         if source.fits(f"{program.key},{name},{params},{k}", _HELD_OUT_FEW):
             break
-    values = slot_values(params, k)
+    values = {**dict(zip("abc", params, strict=False)), "k": str(k)}
     signature = f"{name}({', '.join(params)})"
     body = program.body.format_map(values)
     purpose = source.words.programs[program.key].format_map(values)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from ..errors import EngineError
 from ..text.answers import AnswerParser
 from ..text.messages import tool_schema
-from ..text.toolcall import Call, Content, Event, Parsed, Reasoning, ToolCall
+from ..text.toolcall import Content, Event, Parsed
 from ..tools.loop import Execute, ToolLoop, ToolResult
 from .constraint import Constraint
 from .engine import Engine
@@ -26,34 +26,6 @@ MAX_REPEATS = 6
 """Copies of one passage in a row after which an answer is stopped."""
 ANSWER_TOKENS = 1024
 """Tokens kept free for an answer by forgetting the oldest turns. In a small context, a quarter of it."""
-
-
-@dataclass(frozen=True)
-class Text:
-    """A piece of the answer."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Thought:
-    """A piece of the model's reasoning, which is not part of its answer."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Calling:
-    """The model calls a tool."""
-
-    call: ToolCall
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A failed attempt of the model to call a tool. The text that it wrote came as `Text`."""
-
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -78,7 +50,8 @@ class Forgotten:
     turns: int
 
 
-ChatEvent = Text | Thought | Calling | ToolResult | Problem | Forgotten | End
+ChatEvent = Event | ToolResult | Forgotten | End
+"""The parser's events are pieces of the answer and of its reasoning, calls, and failed attempts to call."""
 
 
 @dataclass
@@ -233,14 +206,7 @@ class _Reply:
     def _keep(self, events: list[Event]) -> Iterator[ChatEvent]:
         for event in events:
             self.parsed.add(event)
-            if isinstance(event, Content):
-                yield Text(event.text)
-            elif isinstance(event, Reasoning):
-                yield Thought(event.text)
-            elif isinstance(event, Call):
-                yield Calling(event.call)
-            else:
-                yield Problem(event.reason)
+            yield event
 
 
 def complete(

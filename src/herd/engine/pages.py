@@ -57,7 +57,7 @@ class Pages:
             page, self.touched = self.touched, self.touched + 1
         elif self._idle:
             page, _ = self._idle.popitem(last=False)
-            self._forget(page)
+            del self._by_digest[self._digests.pop(page)]
         else:
             raise EngineError(f"the cache is full: all {self.capacity} pages are in use; raise cache_bytes")
         self._users[page] = 1
@@ -93,9 +93,6 @@ class Pages:
     def writable(self, page: int) -> bool:
         """Return whether the only user of a page may change it: nobody else uses it or can find it."""
         return self._users[page] == 1 and page not in self._digests
-
-    def _forget(self, page: int) -> None:
-        del self._by_digest[self._digests.pop(page)]
 
 
 @dataclass(eq=False)

@@ -106,12 +106,12 @@ def _compare_value(name: str, value: Any, schema: Schema, possible: Sequence[Any
         value = float(value)
     if not _has_type(value, possible, wanted, nested):
         raise _Wrong(f"{name} is {_brief(value)}, not of type {schema['type']}")
-    if _is_variable(value, possible, wanted):
+    if _listed_type(possible) not in (None, wanted):  # the listed values are names of variables
         right = value in possible
     elif wanted is dict:
         right = any(_same_dict(value, one) for one in possible if one != "")
     elif wanted is list and nested is dict:
-        right = any(_same_dicts(value, one) for one in possible)
+        right = any(len(value) == len(one) and all(map(_same_dict, value, one)) for one in possible)
     elif wanted in (str, list):
         empty: Any = wanted()
         right = _standard(value) in [_standard(one or empty) for one in possible]
@@ -134,14 +134,6 @@ def _has_type(value: Any, possible: Sequence[Any], wanted: type, nested: type | 
     return type(value) is _listed_type(possible)
 
 
-def _is_variable(value: Any, possible: Sequence[Any], wanted: type) -> bool:
-    """Return whether the listed values have another type than the schema.
-
-    They are then names of variables.
-    """
-    return _listed_type(possible) not in (None, wanted)
-
-
 def _listed_type(possible: Sequence[Any]) -> type | None:
     return next((type(one) for one in possible if one != ""), None)
 
@@ -153,10 +145,6 @@ def _same_dict(value: Any, possible: Any) -> bool:
     if any(_standard_text(one) not in map(_standard_text, possible[key]) for key, one in value.items()):
         return False
     return all(key in value or "" in values for key, values in possible.items())
-
-
-def _same_dicts(value: Sequence[Any], possible: Sequence[Any]) -> bool:
-    return len(value) == len(possible) and all(map(_same_dict, value, possible))
 
 
 def _standard(value: Any) -> Any:

@@ -69,20 +69,15 @@ def from_texts(documents: Iterable[Any], tokenizer: Tokenizer, max_bytes: int | 
 
 
 def from_shards(
-    shards: Shards,
-    tokenizer: Tokenizer,
-    *,
-    max_bytes: int | None = None,
-    excerpt: int | None = None,
-    seed: int = 0,
+    shards: Shards, tokenizer: Tokenizer, *, max_bytes: int | None = None, excerpt: int | None = None
 ) -> list[HeldOut]:
-    """Return documents of held-out shards in an order shuffled by ``seed``, up to ``max_bytes`` of text.
+    """Return documents of held-out shards in a shuffled order, up to ``max_bytes`` of text.
 
     ``excerpt`` is the most tokens to take of each document, so that a few long ones do not dominate.
     """
     out: list[HeldOut] = []
     total = 0
-    for number in np.random.default_rng(seed).permutation(shards.n_documents).tolist():
+    for number in np.random.default_rng(0).permutation(shards.n_documents).tolist():
         ids = shards.document(number)[:-1]  # without end-of-text
         n_bytes = int(shards.documents_D["n_bytes"][number])
         if excerpt is not None and len(ids) > excerpt + 1:

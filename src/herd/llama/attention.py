@@ -19,16 +19,13 @@ from ..kernels.attention import attention
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-def sdpa(
-    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Tensor | None = None, causal: bool = False
-) -> Tensor:
+def sdpa(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Tensor | None = None) -> Tensor:
     """Apply torch's fused attention to Herd's axis order. Groups of query heads share KV heads (GQA)."""
     out_BHTK = F.scaled_dot_product_attention(
         q_BTHK.transpose(1, 2),
         k_BSGK.transpose(1, 2),
         v_BSGK.transpose(1, 2),
         attn_mask=mask,
-        is_causal=causal,
         enable_gqa=q_BTHK.shape[2] != k_BSGK.shape[2],
     )
     return out_BHTK.transpose(1, 2)

@@ -32,14 +32,6 @@ PUBLISHED_405B: dict[str, ShardFiles] = {
 """Bytes of the .pth shards. Source: meta-llama/llama-models, models/sku_list.py."""
 
 
-def model_parallel_params(config: ModelConfig, ranks: int) -> int:
-    """Return the number of stored parameters for ``ranks`` ranks.
-
-    KV heads are repeated until each rank has one.
-    """
-    return config.replace(n_kv_heads=max(config.n_kv_heads, ranks)).n_params
-
-
 def fp8_nbytes(config: ModelConfig) -> int:
     """Return the bytes of Meta's FP8 checkpoint.
 
@@ -59,5 +51,5 @@ def computed_405b() -> dict[str, int]:
     return {
         "BF16": config.nbytes(2.0),
         "FP8": fp8_nbytes(config),
-        "MP16": 2 * model_parallel_params(config, 16),
+        "MP16": 2 * config.replace(n_kv_heads=16).n_params,  # KV heads are repeated until each rank has one
     }

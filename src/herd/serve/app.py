@@ -41,7 +41,7 @@ from .errors import ApiError, Forbidden, NotFound
 from .fields import field_table
 from .ledger import Ledger, Unmetered
 from .metrics import ServerMetrics
-from .models import ModelPool, ModelSlot, release_models
+from .models import ModelPool, ModelSlot
 from .problems import BadRequest, api_error, error_headers, openai_error
 from .server_tools import ServerTools
 from .settings import ServeSettings
@@ -167,7 +167,8 @@ class _Gate:
                 raise
             await _response(Request(scope), api_error(error))(scope, receive, send_with_id)
         finally:
-            release_models(scope["app"].state.models, scope["state"].get("pinned", ()))
+            for slot in scope["state"].get("pinned", ()):
+                scope["app"].state.models.release(slot)
             if log.isEnabledFor(logging.INFO):
                 log.info(_line(scope, status, time.monotonic() - start))
 

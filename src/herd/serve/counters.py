@@ -59,14 +59,8 @@ class CounterFile:
             elif self._used < SLOTS:
                 slot, self._used = self._used, self._used + 1
             else:
-                raise ApiError(
-                    f"the server has {SLOTS} open requests; try again later",
-                    status=503,
-                    type="server_error",
-                    code="overloaded",
-                    retry_after=1.0,
-                    should_retry=True,
-                )
+                message = f"the server has {SLOTS} open requests; try again later"
+                raise ApiError(message, status=503, code="overloaded", retry_after=1.0)
         self.words[slot] = self.words[slot + PROMPT] = 0
         return slot
 

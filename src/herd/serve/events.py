@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
 
+from ..engine.request import Usage
 from .tools import OfferedTool
 
 PARAGRAPH = "\n\n"
@@ -199,16 +200,8 @@ class Choice:
         return out
 
 
-@dataclass(frozen=True)
-class AnswerUsage:
+class AnswerUsage(Usage):
     """Tokens and seconds of an answer or of all its steps. A prompt with several choices counts once."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    queue_seconds: float
-    first_token_seconds: float | None
-    total_seconds: float
 
     def __add__(self, other: AnswerUsage) -> AnswerUsage:
         """Return the sums. The time to the first token is the time that all prompts took."""

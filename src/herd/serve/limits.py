@@ -37,20 +37,18 @@ def check_rates(
     if limit is not None and count >= limit and is_first_step:
         oldest_first = connection.execute(RECENT_BY_AGE.where(IS_FIRST_STEP), window).all()
         blocking = oldest_first[count - limit]  # once it is a minute old, fewer than ``limit`` are left
-        raise RateLimited(
-            f"this key may send {limit} requests per minute", _seconds_left(blocking.created_ms, now)
-        )
+        wait = _seconds_left(blocking.created_ms, now)
+        raise RateLimited(f"this key may send {limit} requests per minute", retry_after=wait)
     limit = policy.tokens_per_minute
     if limit is None or (excess := int(used) + tokens - limit) <= 0:
         return
     for row in connection.execute(RECENT_BY_AGE, window):
         excess -= row.tokens
         if excess <= 0:
-            raise RateLimited(
-                f"this key may use {limit} tokens per minute", _seconds_left(row.created_ms, now)
-            )
+            wait = _seconds_left(row.created_ms, now)
+            raise RateLimited(f"this key may use {limit} tokens per minute", retry_after=wait)
     raise RateLimited(
-        f"this request may use {tokens} tokens, and the key {limit} per minute: lower max_tokens", None
+        f"this request may use {tokens} tokens, and the key {limit} per minute: lower max_tokens"
     )
 
 

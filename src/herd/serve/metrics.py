@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from ..engine.request import Usage
 
 if TYPE_CHECKING:  # a gateway runs no engine, so it does not load torch
     from ..engine.loop import EngineStats
@@ -22,17 +24,6 @@ TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0
 COUNTED_STATS = ("steps", "preemptions", "decoded_tokens", "prefilled_tokens")
 """Fields of `EngineStats` that only grow."""
 OTHER = "other"
-
-
-class TimedUsage(Protocol):
-    """Tokens and times of a finished request. Seconds are counted from its arrival."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    queue_seconds: float
-    first_token_seconds: float | None
-    total_seconds: float
 
 
 class ServerMetrics:
@@ -60,7 +51,7 @@ class ServerMetrics:
         self._each = self._histogram("token_seconds", "Mean time per later token of a request", TOKEN_SECONDS)
         self._registry.register(_EngineCollector(stats))
 
-    def finished(self, model: str, endpoint: str, status: str, usage: TimedUsage) -> None:
+    def finished(self, model: str, endpoint: str, status: str, usage: Usage) -> None:
         """Count a request that ended, however it ended."""
         model = model if model in self._models() else OTHER
         endpoint = endpoint if endpoint in self._endpoints else OTHER

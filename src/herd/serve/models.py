@@ -13,7 +13,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -205,9 +205,3 @@ async def use_model(request: Request, principal: Principal, name: str | None) ->
     served = await pool.acquire(slot)
     request.scope["state"].setdefault("pinned", []).append(slot)
     return served.with_adapter(str(name)) if name in served.adapters else served
-
-
-def release_models(pool: ModelPool, pinned: Iterable[ModelSlot]) -> None:
-    """Release the models that a request has pinned."""
-    for slot in pinned:
-        pool.release(slot)

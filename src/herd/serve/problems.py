@@ -29,10 +29,7 @@ log = logging.getLogger("herd.serve")
 class BadRequest(ApiError):
     """A request that cannot be served as it is. ``param`` names the field at fault."""
 
-    def __init__(
-        self, message: str, param: str | None = None, *, code: str | None = None, status: int = 400
-    ) -> None:
-        super().__init__(message, status=status, type="invalid_request_error", param=param, code=code)
+    status, type = 400, "invalid_request_error"
 
 
 class PromptTooLong(BadRequest):
@@ -51,22 +48,11 @@ class PromptTooLong(BadRequest):
 class ServerFault(ApiError):
     """A failure of the server, not of the request."""
 
-    def __init__(self, message: str, *, status: int = 500, code: str | None = None) -> None:
-        super().__init__(message, status=status, type="server_error", code=code)
-
 
 class Overloaded(ApiError):
     """A server that cannot take another request now."""
 
-    def __init__(self, message: str, retry_after: float = 2.0) -> None:
-        super().__init__(
-            message,
-            status=503,
-            type="overloaded_error",
-            code="overloaded",
-            retry_after=retry_after,
-            should_retry=True,
-        )
+    status, type, code, retry_after = 503, "overloaded_error", "overloaded", 2.0
 
 
 def api_error(error: BaseException, submitting: bool = False) -> ApiError:
@@ -102,12 +88,7 @@ def validation_error(error: ValidationError) -> BadRequest:
     for part in problem["loc"]:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif "[" not in part and part not in (
-            "str",
-            "int",
-            "float",
-            "bool",
-        ):  # those name a branch of a union
+        elif "[" not in part and part not in ("str", "int", "float", "bool"):  # names of branches
             path += f".{part}" if path else part
     value = repr(problem.get("input"))
     shown = "" if problem["type"] == "missing" else f"={value[:60]}{'…' * (len(value) > 60)}"
@@ -128,12 +109,7 @@ def error_headers(error: ApiError) -> dict[str, str]:
 
 def openai_error(error: ApiError) -> dict[str, Any]:
     """Return the body of an error as OpenAI's API has it."""
-    fields: dict[str, Any] = {
-        "message": error.message,
-        "type": error.type,
-        "param": error.param,
-        "code": error.code,
-    }
+    fields: dict[str, Any] = {name: getattr(error, name) for name in ("message", "type", "param", "code")}
     if isinstance(error, PromptTooLong):
         fields |= {"type": "exceed_context_size_error"} | error.numbers  # as llama.cpp's clients expect
     return {"error": fields}

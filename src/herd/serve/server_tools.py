@@ -100,17 +100,14 @@ class ServerTools:
             return ToolOutcome(f"error: unknown tool {tool.name!r}", ok=False)
         parsed: dict[str, Any] = json.loads(arguments)
         if tool.group in BUILTIN:
-            text, ok = await self._run_builtin(ToolCall(tool.name, parsed, "json"))
+            async with self._programs:
+                text, ok = await run_in_threadpool(execute_call, ToolCall(tool.name, parsed, "json"))
         else:
             assert self._servers is not None
             text, ok = await asyncio.wrap_future(self._servers.call(tool.group, tool.name_inside, parsed))
         if (excess := len(text) - RESULT_CHARACTERS) > 0:
             text = f"{text[:RESULT_CHARACTERS]}\n[{excess:,} more characters were cut off]"
         return ToolOutcome(text, ok)
-
-    async def _run_builtin(self, call: ToolCall) -> tuple[str, bool]:
-        async with self._programs:
-            return await run_in_threadpool(execute_call, call)
 
     def close(self) -> None:
         """End the MCP servers and everything that they started."""

@@ -350,7 +350,7 @@ def refusal(upstream: Upstream, response: ClientResponse, body: bytes) -> Except
     if status in (429, 503, 529):
         wait = response.headers.get("retry-after", "")
         after = min(float(wait), 3600.0) if wait.isdecimal() and len(wait) < 9 else 2.0
-        return _UpstreamFailed(Overloaded("the upstream is overloaded; try again later", after))
+        return _UpstreamFailed(Overloaded("the upstream is overloaded; try again later", retry_after=after))
     if status in (401, 403):
         log.error("upstream %s refuses the key in HERD_UPSTREAM_KEY (%d)", upstream.url, status)
     else:

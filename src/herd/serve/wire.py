@@ -91,15 +91,9 @@ class SamplingFields(RequestModel):
     def sampling(self) -> dict[str, Any]:
         """Return the settings by the names of `engine.Sampling`, without max_tokens and logprobs."""
         names = [
-            "temperature",
-            "top_p",
-            "min_p",
-            "seed",
-            "presence_penalty",
-            "frequency_penalty",
-            "repetition_penalty",
-            "ignore_eos",
-        ]
+            "temperature", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty",
+            "repetition_penalty", "ignore_eos",
+        ]  # fmt: skip
         out: dict[str, Any] = {name: getattr(self, name) for name in names}
         out["top_k"] = 0 if self.top_k == -1 else self.top_k
         out["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())

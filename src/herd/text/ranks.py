@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 from functools import cache
 from pathlib import Path
 
@@ -82,11 +81,6 @@ def ranks_bytes(ranks: Ranks) -> bytes:
     """Return the content of ``tokenizer.model``, in rank order. Meta's ranks give Meta's file."""
     in_order = sorted(ranks.items(), key=lambda item: item[1])
     return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in in_order)
-
-
-def ranks_sha256(ranks: Ranks) -> str:
-    """Return the hex sha256 of `ranks_bytes`."""
-    return hashlib.sha256(ranks_bytes(ranks)).hexdigest()
 
 
 def last_merge(token: bytes, ranks: Ranks) -> tuple[bytes, bytes] | None:

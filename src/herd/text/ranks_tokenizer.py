@@ -12,6 +12,7 @@ inputs).
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ import tiktoken
 from ..errors import TokenizerError
 from ..files import write_atomically
 from . import tokenizer_json
-from .ranks import Ranks, check_ranks, merges, ranks_bytes, ranks_sha256, spell
+from .ranks import Ranks, check_ranks, merges, ranks_bytes, spell
 from .tokenizer import Tokenizer, check_text
 from .vocabulary import CONTROL, NORMAL, Vocabulary
 
@@ -162,7 +163,7 @@ class RanksTokenizer(Tokenizer):
     @cached_property
     def sha256(self) -> str:
         """The hex sha256 of the ranks. For Meta's tokenizer it is the hash of Meta's file."""
-        return ranks_sha256(self.ranks)
+        return hashlib.sha256(ranks_bytes(self.ranks)).hexdigest()
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -50,11 +50,6 @@ def _read() -> tuple[Program, ...]:
 PROGRAMS = _read()
 
 
-def slot_values(params: tuple[str, ...], k: int) -> dict[str, str]:
-    """Return the values of {a} {b} {c} {k} in a body or a description."""
-    return {**dict(zip("abc", params, strict=False)), "k": str(k)}
-
-
 def hidden_check(program: Program, name: str, k: int) -> str:
     """Return the assert statements that a right program called ``name`` passes, one per trial."""
     edges = ((k,), (k + 1,), (3 * k,)) if program.constant else ()
