@@ -1,10 +1,9 @@
 """A small model with large random weights, and a small trained tokenizer."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
+from herd import checkpoint
 from herd.llama.config import ModelConfig, RopeScaling
 from herd.llama.model import LlamaLM
 from herd.text.tokenizer import Tokenizer
@@ -35,6 +34,15 @@ def tokenizer() -> Tokenizer:
         "def area(r): return 3 * r * r\n" * 3,
     ]
     return Tokenizer.train(text, 256 + 256 + 20)
+
+
+@pytest.fixture(scope="module")
+def plain(request, tmp_path_factory, make_model, tokenizer):
+    """A folder of a model of the test's module's `SHAPE`, with plain weights."""
+    folder = tmp_path_factory.mktemp("plain") / "toy"
+    lineage = checkpoint.Lineage(name="toy", stage="teacher")
+    checkpoint.save_model(folder, make_model(**request.module.SHAPE), tokenizer, lineage=lineage)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Mutate checkpoint files by seed: the tests use 300 mutations, `bench/mutations.py` ten thousand."""
 
-from __future__ import annotations
-
 import random
 import resource
 import shutil
@@ -22,14 +20,20 @@ from herd.llama.model import LlamaLM
 from herd.quant.linear import packed_weights
 
 
+class Bomb:
+    """A pickle of it runs code when it is opened."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the pickle was run')",))
+
+
 @contextmanager
-def little_memory(nbytes: int = 2 << 30) -> Iterator[None]:
-    """Address space for ``nbytes`` more than now: whoever allocates for a claim fails with something else
-    than ours."""
+def little_memory() -> Iterator[None]:
+    """Address space for 2 GiB more than now: whoever allocates for a claim fails with something else than ours."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + nbytes, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (now + (2 << 30), hard))
     try:
         yield
     finally:

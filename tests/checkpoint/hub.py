@@ -1,7 +1,5 @@
 """A hub served on loopback, which the real client of `huggingface_hub` talks to."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading

@@ -6,8 +6,6 @@ embedding). wq and wk turn neighbouring channels, as in Meta's files. Source: ka
 run.c.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,18 +46,8 @@ def read_llama2c(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Return the configuration and the tensors by Hugging Face's names."""
     data = bytearray(path.read_bytes())
     dim, ffn_dim, L, n_heads, n_kv_heads, vocab_size, context = struct.unpack_from("<7i", data)
-    config = ModelConfig(
-        vocab_size=abs(vocab_size),
-        dim=dim,
-        n_layers=L,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        ffn_dim=ffn_dim,
-        norm_eps=1e-5,
-        rope_theta=10_000.0,
-        tie_embeddings=vocab_size > 0,
-        max_context=context,
-    )
+    shape, tied = (abs(vocab_size), dim, L, n_heads, n_kv_heads, ffn_dim), vocab_size > 0
+    config = ModelConfig(*shape, norm_eps=1e-5, rope_theta=1e4, tie_embeddings=tied, max_context=context)
     numbers, at = torch.frombuffer(data, dtype=torch.float32, offset=28), 0
 
     def take(*shape: int) -> Tensor:

@@ -1,7 +1,5 @@
 """Ask llama.cpp, which runs in an environment of its own (`make rivals`)."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Adapters on disk against PEFT on the same weights, both ways, and as llama.cpp's GGUF adapter."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -3,8 +3,6 @@
 Weights that another program has quantized, and adapters, are refused with what to take instead.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import warnings
@@ -31,7 +29,6 @@ from herd.quant.formats import F32, TYPES
 from herd.quant.gptq import Gptq
 from herd.quant.linear import fused_layers, swap_linears
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*has no tokenizer")
 ROPE = {
     "linear": RopeScaling(2.5, kind="linear"),
     "dynamic": RopeScaling(4.0, original_context=512, kind="dynamic"),

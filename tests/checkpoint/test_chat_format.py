@@ -1,7 +1,5 @@
 """A checkpoint's dialogs are written in its own format, and its stop tokens and sampling settings are kept."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -1,8 +1,6 @@
 """Import from and export to Hugging Face folders: same weights, other programs' files kept, lineage carried
 on."""
 
-from __future__ import annotations
-
 import json
 import warnings
 

@@ -5,8 +5,6 @@ file, a quantized folder and a vLLM folder. transformers loads them without code
 the soak run.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,8 +1,6 @@
 """A folder written here loads in transformers with no code, and what transformers writes loads here: the same
 bits."""
 
-from __future__ import annotations
-
 import warnings
 
 import pytest

@@ -1,10 +1,7 @@
 """GGUF files and quantized folders: the `gguf` package reads them, and they give the same model again."""
 
-from __future__ import annotations
-
 import json
 import struct
-import warnings
 import weakref
 
 import gguf as oracle
@@ -15,7 +12,7 @@ import torch
 import herd
 import herd.checkpoint as checkpoint
 from herd.checkpoint.gguf import GGUF
-from herd.checkpoint.gguf_config import config_from_gguf
+from herd.checkpoint.gguf_config import config_from_gguf, model_metadata
 from herd.checkpoint.gguf_folder import GGUFSource
 from herd.checkpoint.gguf_write import write_gguf
 from herd.errors import CheckpointError, QuantError
@@ -26,17 +23,8 @@ from herd.quant.linear import is_quantized, packed_weights, swap_linears
 from herd.quant.mixtures import FILE_TYPES, named_scheme
 from herd.quant.random import random_quantized
 
-WIDE = {"dim": 256, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 512, "head_dim": 0}
+SHAPE = {"dim": 256, "n_heads": 4, "n_kv_heads": 2, "ffn_dim": 512, "head_dim": 0}
 FORMAT_NAMES = ["q8", "q4", "q4k", "q6k"]
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory, make_model, tokenizer):
-    """A folder of plain weights whose every row divides by 256."""
-    folder = tmp_path_factory.mktemp("plain") / "toy"
-    lineage = checkpoint.Lineage(name="toy", stage="teacher")
-    checkpoint.save_model(folder, make_model(**WIDE), tokenizer, lineage=lineage)
-    return folder
 
 
 @pytest.fixture
@@ -123,9 +111,7 @@ def test_rope_scaling_is_reconstructed_from_its_factors(tmp_path, make_model, sc
         monkeypatch.setattr(
             gguf_config, "model_metadata", lambda c: [v for v in whole(c) if not v[0].startswith("herd.")]
         )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        checkpoint.export_gguf(tmp_path / "a", tmp_path / "a.gguf", "f32")
+    checkpoint.export_gguf(tmp_path / "a", tmp_path / "a.gguf", "f32")
     found = config_from_gguf(GGUF(tmp_path / "a.gguf"))
     torch.testing.assert_close(
         inverse_frequencies(found), inverse_frequencies(model.config), rtol=1e-5, atol=0
@@ -157,7 +143,7 @@ def test_a_quantized_folder_holds_what_quantizing_in_memory_gives(
     tmp_path, make_model, tokenizer, tokens_BT, name, tied
 ):
     """The folder holds what quantizing in memory gives, and loading and saving it changes no bit."""
-    model = make_model(**WIDE, tie_embeddings=tied)
+    model = make_model(**SHAPE, tie_embeddings=tied)
     checkpoint.save_model(
         tmp_path / "a", model, tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher")
     )
@@ -248,35 +234,28 @@ def test_plain_files_become_plain_folders(plain, tmp_path, name, dtype, tokenize
         assert torch.equal(model.get_parameter(key), param.to(dtype)), key
 
 
+UP = "blk.0.ffn_up.weight"
+
+
+def exchange_up(file: GGUF, config, out, format, rows) -> None:
+    """Write a file again, with the rows of one tensor in another format."""
+    plan = {n: (e.shape, format if n == UP else e.format) for n, e in file.tensors.items()}
+    metadata = [("general.architecture", "STRING", "llama"), *model_metadata(config)]
+    write_gguf(out, metadata, plan, lambda n: [rows] if n == UP else [file.rows(n)])
+
+
 @pytest.mark.parametrize("name", sorted(set(oracle.quants._type_traits) - {None}, key=int))
 def test_every_other_type_is_unpacked(tmp_path, make_model, name):
     """Blocks of random bytes with finite scales, for each type of the `gguf` package, are unpacked."""
     kind = oracle.GGMLQuantizationType(name)
-    config = make_model(**WIDE, n_layers=1, vocab_size=512).config
-    checkpoint.save_model(tmp_path / "a", make_model(**WIDE, n_layers=1, vocab_size=512))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        checkpoint.export_gguf(tmp_path / "a", tmp_path / "a.gguf", "f32")
-    file = GGUF(tmp_path / "a.gguf")
-    rng = np.random.default_rng(int(name))
+    model = make_model(**SHAPE, n_layers=1, vocab_size=512)
+    checkpoint.save_model(tmp_path / "a", model)
+    checkpoint.export_gguf(tmp_path / "a", tmp_path / "a.gguf", "f32")
     format = next(f for f in herd.quant.TYPES.values() if f.code == int(name))
-    rows = torch.from_numpy(
-        rng.integers(0, 40, (512, 256 // format.block * format.block_bytes), dtype=np.uint8)
-    )
-    plan = {n: (e.shape, format if n == "blk.0.ffn_up.weight" else e.format) for n, e in file.tensors.items()}
-    metadata = [("general.architecture", "STRING", "llama")]
-    from herd.checkpoint.gguf_config import model_metadata
-
-    metadata += list(model_metadata(config))
-    write_gguf(
-        tmp_path / "b.gguf",
-        metadata,
-        plan,
-        lambda n: [rows] if n == "blk.0.ffn_up.weight" else [file.rows(n)],
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        checkpoint.import_gguf(tmp_path / "b.gguf", tmp_path / "out", dtype=torch.float32)
+    shape = 512, 256 // format.block * format.block_bytes
+    rows = torch.from_numpy(np.random.default_rng(int(name)).integers(0, 40, shape, dtype=np.uint8))
+    exchange_up(GGUF(tmp_path / "a.gguf"), model.config, tmp_path / "b.gguf", format, rows)
+    checkpoint.import_gguf(tmp_path / "b.gguf", tmp_path / "out", dtype=torch.float32)
     up = checkpoint.load_model(tmp_path / "out").get_parameter("model.layers.0.mlp.up_proj.weight")
     with np.errstate(all="ignore"):
         assert np.array_equal(up.detach().numpy(), oracle.quants.dequantize(rows.numpy(), kind))
@@ -284,23 +263,11 @@ def test_every_other_type_is_unpacked(tmp_path, make_model, name):
 
 def test_types_without_kernels_run_with_a_warning(plain, tmp_path, tokens_BT):
     """A file of another format is kept as it is and runs slowly, with a warning."""
-    file_format = herd.quant.TYPES["MXFP4"]
     checkpoint.export_gguf(plain, tmp_path / "a.gguf", "f32")
-    file = GGUF(tmp_path / "a.gguf")
-    up = blocks.decode(file.rows("blk.0.ffn_up.weight"), F32)
+    file, config = GGUF(tmp_path / "a.gguf"), checkpoint.load_config(plain)
+    up = blocks.decode(file.rows(UP), F32)
     rows = torch.from_numpy(oracle.quants.quantize(up.numpy(), oracle.GGMLQuantizationType.MXFP4))
-    plan = {
-        n: (e.shape, file_format if n == "blk.0.ffn_up.weight" else e.format) for n, e in file.tensors.items()
-    }
-    from herd.checkpoint.gguf_config import model_metadata
-
-    metadata = [("general.architecture", "STRING", "llama"), *model_metadata(checkpoint.load_config(plain))]
-    write_gguf(
-        tmp_path / "b.gguf",
-        metadata,
-        plan,
-        lambda n: [rows] if n == "blk.0.ffn_up.weight" else [file.rows(n)],
-    )
+    exchange_up(file, config, tmp_path / "b.gguf", herd.quant.TYPES["MXFP4"], rows)
     with pytest.warns(UserWarning, match="has no tokenizer"):
         checkpoint.import_gguf(tmp_path / "b.gguf", tmp_path / "b")
     with pytest.warns(UserWarning, match="MXFP4 runs slowly here; import it with --dtype bf16"):
@@ -329,9 +296,8 @@ def test_rows_that_do_not_divide_are_refused(tmp_path, make_model):
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.* has no tokenizer")
 def test_a_failed_conversion_leaves_nothing(plain, tmp_path, make_model):
-    model = make_model(**WIDE)
+    model = make_model(**SHAPE)
     model.lm_head.weight.data[599, 255] = torch.inf
     checkpoint.save_model(tmp_path / "a", model)
     for make in (

@@ -1,7 +1,5 @@
 """Damaged and hostile files are refused in one line, and nothing is allocated for what they claim."""
 
-from __future__ import annotations
-
 import struct
 import warnings
 
@@ -18,24 +16,10 @@ from herd.llama import SIZES
 from herd.quant import TYPES, scheme
 from herd.quant.formats import F32, Q4_0
 
-SMALL = {
-    "dim": 64,
-    "n_heads": 2,
-    "n_kv_heads": 1,
-    "ffn_dim": 96,
-    "head_dim": 0,
-    "vocab_size": 540,
+SHAPE = {
+    "dim": 64, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 96, "head_dim": 0, "vocab_size": 540,
     "n_layers": 1,
-}
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory, make_model, tokenizer):
-    folder = tmp_path_factory.mktemp("plain") / "toy"
-    checkpoint.save_model(
-        folder, make_model(**SMALL), tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher")
-    )
-    return folder
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -313,39 +297,24 @@ def test_scales_that_are_not_finite_are_refused(refused, rewritten, scale, whole
 
 def test_malformed_tokenizers_are_dropped_with_the_reason(rewritten, tmp_path):
     """The weights are imported. The tokenizer is dropped, with the reason."""
-    base = {"tokenizer.ggml.model": ("STRING", "gpt2"), "tokenizer.ggml.pre": ("STRING", "llama-bpe")}
+    kinds = {
+        "tokens": "[STRING",
+        "token_type": "[INT32",
+        "merges": "[STRING",
+        "model": "STRING",
+        "pre": "STRING",
+    }
+    one = {"tokens": ["a"], "token_type": [1]}
     for change, reason in (
-        (
-            {
-                "tokenizer.ggml.tokens": ("[STRING", ["a", "a"]),
-                "tokenizer.ggml.token_type": ("[INT32", [1, 1]),
-            },
-            "in the vocabulary twice",
-        ),
-        (
-            {"tokenizer.ggml.tokens": ("[STRING", ["a", "b"]), "tokenizer.ggml.token_type": ("[INT32", [1])},
-            "1 token types",
-        ),
-        (
-            {
-                "tokenizer.ggml.tokens": ("[STRING", ["a"]),
-                "tokenizer.ggml.token_type": ("[INT32", [1]),
-                "tokenizer.ggml.merges": ("[STRING", ["a b"]),
-            },
-            "the merge 'a b' needs a token",
-        ),
-        ({"tokenizer.ggml.model": ("STRING", "rwkv")}, "of the kind 'rwkv'"),
-        (
-            {
-                "tokenizer.ggml.pre": ("STRING", "no-such"),
-                "tokenizer.ggml.tokens": ("[STRING", ["a"]),
-                "tokenizer.ggml.token_type": ("[INT32", [1]),
-                "tokenizer.ggml.merges": ("[STRING", ["a a"]),
-            },
-            "'no-such', which is not known; name one",
-        ),
+        ({"tokens": ["a", "a"], "token_type": [1, 1]}, "in the vocabulary twice"),
+        ({"tokens": ["a", "b"], "token_type": [1]}, "1 token types"),
+        (one | {"merges": ["a b"]}, "the merge 'a b' needs a token"),
+        ({"model": "rwkv"}, "of the kind 'rwkv'"),
+        (one | {"merges": ["a a"], "pre": "no-such"}, "'no-such', which is not known; name one"),
     ):
-        (tmp_path / "t.gguf").write_bytes(rewritten(base | change))
+        fields = {"model": "gpt2", "pre": "llama-bpe"} | change
+        written = {f"tokenizer.ggml.{name}": (kinds[name], value) for name, value in fields.items()}
+        (tmp_path / "t.gguf").write_bytes(rewritten(written))
         with pytest.warns(UserWarning, match=f"tokenizer cannot be used here: .*{reason}"):
             checkpoint.import_gguf(tmp_path / "t.gguf", tmp_path / "t")
 

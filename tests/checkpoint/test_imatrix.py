@@ -1,9 +1,6 @@
 """File types and importance between Herd and llama.cpp: the same formats, files that each other reads."""
 
-from __future__ import annotations
-
 import struct
-import warnings
 
 import gguf
 import numpy as np
@@ -20,7 +17,6 @@ from herd.errors import CheckpointError
 from herd.quant.calibration import measure_importance
 from herd.quant.mixtures import FILE_TYPES, mixture
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*has no tokenizer")
 WIDE = {"dim": 256, "n_layers": 16, "n_heads": 8, "n_kv_heads": 2, "head_dim": 32, "ffn_dim": 512}
 SHAPES = {
     "four heads share values": WIDE,
@@ -41,14 +37,11 @@ def test_tensors_have_the_formats_that_llama_cpp_chooses(make_model, tokenizer, 
     # llama.cpp writes Q2_K_S only with importance
     names = [name for name in FILE_TYPES if name not in ("F32", "F16", "BF16")]
     cases = [(name, weighted) for name in names for weighted in (False, True) if weighted or name != "Q2_K_S"]
+    job = {"do": "quantize", "file": str(tmp_path / "plain.gguf"), "pure": False}
     ask_llama_cpp(
         [
-            {
-                "do": "quantize",
-                "file": str(tmp_path / "plain.gguf"),
-                "out": f"{tmp_path}/{name}{weighted}.gguf",
-            }
-            | {"ftype": FILE_TYPES[name], "pure": False}
+            job
+            | {"out": f"{tmp_path}/{name}{weighted}.gguf", "ftype": FILE_TYPES[name]}
             | ({"imatrix": str(tmp_path / "ones.npz")} if weighted else {})
             for name, weighted in cases
         ]
@@ -136,9 +129,7 @@ def test_importance_of_another_model_is_refused(measured, make_model, tmp_path):
     with pytest.raises(CheckpointError, match=r"no\.gguf: no such file"):
         read_importance(tmp_path / "no.gguf", config)
     checkpoint.save_model(tmp_path / "plain", make_model(**WIDE))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        checkpoint.export_gguf(tmp_path / "plain", tmp_path / "model.gguf", "f32")
+    checkpoint.export_gguf(tmp_path / "plain", tmp_path / "model.gguf", "f32")
     with pytest.raises(CheckpointError, match="importance of no matrix"):
         read_importance(tmp_path / "model.gguf", config)
     importance["model.layers.0.mlp.up_proj.weight"][3] = torch.nan

@@ -1,7 +1,5 @@
 """Interrupted conversions continue where they stopped and give the same result."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -24,15 +22,6 @@ KINDS = {
     "export gguf": lambda a, out: checkpoint.export_gguf(a, out.with_suffix(".gguf"), "q8_0"),
 }
 SHAPE = {"dim": 64, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 96, "head_dim": 0, "n_layers": 3}
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory, make_model, tokenizer):
-    folder = tmp_path_factory.mktemp("plain") / "toy"
-    checkpoint.save_model(
-        folder, make_model(**SHAPE), tokenizer, lineage=checkpoint.Lineage(name="toy", stage="teacher")
-    )
-    return folder
 
 
 def contents(path):

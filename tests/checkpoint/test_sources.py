@@ -1,7 +1,5 @@
 """What a user may type for a model, and models that other programs keep on this disk."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

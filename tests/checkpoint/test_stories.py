@@ -1,8 +1,6 @@
 """stories260K, a real pre-trained Llama in llama2.c's format: converted here, it writes the same stories as
 in transformers."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from llama2c import read_llama2c, read_vocabulary

@@ -1,7 +1,5 @@
 """Checkpoints as other tools write them: prefixes, fp32 norms, a lone head, adapters, split files."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import warnings
@@ -176,9 +174,8 @@ def test_missing_wrong_and_joined_parts_are_explained(split, tmp_path):
     _, _, paths = split("f32")
     joined = tmp_path / "joined.gguf"
     joined.write_bytes(b"".join(path.read_bytes() for path in paths))
-    for path, message in ((joined, "not joined by cat"),):
-        with pytest.raises(CheckpointError, match=message):
-            checkpoint.import_gguf(path, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="not joined by cat"):
+        checkpoint.import_gguf(joined, tmp_path / "out")
     renamed = tmp_path / "model.gguf"
     renamed.write_bytes(paths[0].read_bytes())
     with pytest.raises(CheckpointError, match="part 1 of 3; keep the names"):

@@ -1,7 +1,5 @@
 """An unchanged file is hashed once, and again after every change."""
 
-from __future__ import annotations
-
 import os
 import time
 
@@ -86,7 +84,6 @@ def test_notes_that_cannot_be_read_or_written_do_no_harm(counted, tmp_path, monk
     assert len(calls) == 4
 
 
-@pytest.mark.filterwarnings("ignore:.* has no tokenizer")
 def test_damage_is_found_though_the_folder_was_loaded_before(tmp_path, monkeypatch):
     monkeypatch.setenv("HERD_CACHE", str(tmp_path / "cache"))
     model = random_quantized(ModelConfig(512, 256, 1, 4, 2, 512), scheme("q8"))

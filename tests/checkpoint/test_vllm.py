@@ -1,8 +1,6 @@
 """The export for vLLM, decoded by what the format says and, where it is installed, by compressed-tensors
 itself."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -19,15 +17,6 @@ from herd.quant import FORMATS, blocks, scheme
 from herd.quant.linear import swap_linears
 
 SHAPE = {"dim": 64, "n_heads": 2, "n_kv_heads": 1, "ffn_dim": 96, "head_dim": 0}
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory, make_model, tokenizer):
-    folder = tmp_path_factory.mktemp("vllm") / "toy"
-    checkpoint.save_model(
-        folder, make_model(**SHAPE), tokenizer, lineage=checkpoint.Lineage(name="toy", stage="instruct")
-    )
-    return folder
 
 
 def stored(folder):
@@ -118,7 +107,6 @@ def test_compressed_tensors_unpacks_the_same_weights(tmp_path, plain):
         )  # fp16 products
 
 
-@pytest.mark.filterwarnings("ignore:.* has no tokenizer")
 def test_other_formats_are_refused(tmp_path, plain, make_model):
     checkpoint.save_model(
         tmp_path / "wide", make_model(dim=256, ffn_dim=256, n_heads=2, n_kv_heads=1, head_dim=0)

@@ -1,7 +1,5 @@
 """Whatever happens while a folder is written, the old one stays, and no half of a new one is ever seen."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
