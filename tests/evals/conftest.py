@@ -1,7 +1,5 @@
 """Two small models with random weights and one vocabulary, and a tokenizer learnt on a few sentences."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

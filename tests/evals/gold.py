@@ -1,7 +1,5 @@
 """Answers that a judge must take for right, and for wrong: they prove the tasks' judges without a model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Programs that no model should write, as answers to tasks whose answers are run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from herd.evals.tasks import Answer, Task

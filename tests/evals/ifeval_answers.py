@@ -3,8 +3,6 @@
 What proves the checkers of `ifeval` without a model: for each item of the data set there is an answer they accept.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -3,8 +3,6 @@
 Only where the rows come from is replaced, and the shots are drawn by lm-eval's ``first_n`` sampler, as Herd does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path

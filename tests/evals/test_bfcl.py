@@ -1,7 +1,5 @@
 """BFCL's judge: the data's own possible answers are right, and whatever is changed in them is wrong."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,10 +1,7 @@
 """Fidelity as a row of an evaluation: zero against oneself, kept on disk, seen by the comparison."""
 
-from __future__ import annotations
-
 import pytest
 
-from herd.errors import ConfigError
 from herd.evals.closeness import measure_fidelity
 from herd.evals.compare import compare
 from herd.evals.local import CheckpointModel
@@ -44,8 +41,3 @@ def test_rows_are_kept_and_compared(local, tmp_path):
     difference = comparison.differences[0]
     kl = [score.value for score in comparison.rows[0].scores.values()]
     assert difference.interval.value == pytest.approx(kl[1] - kl[0])
-
-
-def test_another_vocabulary_is_refused(local, tmp_path):
-    with pytest.raises(ConfigError, match="vocab"):
-        measure_fidelity(local("a", 1), local("b", 2, vocab_size=600), Data(), tmp_path / "x", limit=2)

@@ -1,8 +1,6 @@
 """Comparisons: differences item by item, Holm's procedure, flips, published scores apart, and every
 format."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -36,7 +34,7 @@ def evaluation(folder, model, tasks, hash_=None):
             continue
         items = [
             ItemResult(
-                str(i), float(v), "gold", "x", f"said <b>{v}</b>", "de" if i % 2 else "en", why="no" * (not v)
+                str(i), float(v), "gold", "x", f"said <b>{v}</b>", ("en", "de")[i % 2], why="no" * (not v)
             )
             for i, v in enumerate(values)
         ]
@@ -44,18 +42,9 @@ def evaluation(folder, model, tasks, hash_=None):
             file.add(items)
         detail = {"by_group": by_group([i.group for i in items], [i.value for i in items])}
         score = mean("acc", [i.value for i in items], detail).record()
-        rows.append(
-            TaskResult(
-                name,
-                "done",
-                settings={"shots": 5, "mode": "base"},
-                scores=[score],
-                n_items=len(items),
-                n_total=len(items),
-                file=f"{name}.jsonl",
-                ids=[i.id for i in items],
-            )
-        )
+        told = {"settings": {"shots": 5, "mode": "base"}, "scores": [score], "ids": [i.id for i in items]}
+        n = {"n_items": len(items), "n_total": len(items)}
+        rows.append(TaskResult(name, "done", file=f"{name}.jsonl", **told, **n))
     write_summary(folder, model, hash_ or f"{model}-hash", rows, mode="base", data="builtin", limit=None)
     return read_evaluation(folder)
 

@@ -1,7 +1,5 @@
 """Shared runs of 13 words are found wherever they stand, and nothing else is."""
 
-from __future__ import annotations
-
 import tracemalloc
 
 import pytest

@@ -1,8 +1,6 @@
 """The verbs of `herd eval` on small checkpoints: what they measure, write and print, and how they refuse
 mistakes."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -72,9 +70,8 @@ def test_compare_writes_four_files_and_the_differences(results, tmp_path, capsys
     assert "not run" in text
     assert "- gsm8k, 8-shot, younger: a prompt has" in text
     assert "Llama 3.1 405B" in text
-    assert {path.name for path in tmp_path.iterdir()} == {
-        f"compare.{kind}" for kind in ("html", "json", "csv", "md")
-    }
+    kinds = ("html", "json", "csv", "md")
+    assert {path.name for path in tmp_path.iterdir()} == {f"compare.{kind}" for kind in kinds}
     record = json.loads(said(capsys, "compare", *folders, "--out", str(tmp_path), "--json"))
     assert record["models"] == ["elder", "younger"]
     assert [row["metric"] for row in record["rows"]] == ["acc_norm", "exact_match"]
@@ -103,24 +100,18 @@ def test_own_questions_are_asked_compared_and_searched_for(models, tmp_path, cap
 @pytest.mark.parametrize(
     "args, words",
     [
-        (
-            ["compare", "nowhere"],
-            "nowhere: no evaluation here (no summary.json); make one with: herd eval MODEL",
-        ),
+        (["compare", "nowhere"], "nowhere: no evaluation here (no summary.json); make one with: herd eval"),
         (["contamination", "nowhere", "--corpus", "builtin"], "no evaluation here"),
         (["nowhere"], "nowhere: no such file, folder or model name"),
         (["fidelity", "nowhere", "--parent", "nowhere"], "nowhere: no such file, folder or model name"),
         (["nowhere", "--suite", "fidelity"], "--suite fidelity needs --parent"),
         (["nowhere", "--tasks", ""], "--tasks '' names no task"),
         (["nowhere", "--tasks", " , "], "--tasks ' , ' names no task"),
-        (
-            ["nowhere", "nowhere.jsonl"],
-            "nowhere.jsonl: no such file; give a file of questions, or --tasks NAME",
-        ),
+        (["nowhere", "nowhere.jsonl"], "nowhere.jsonl: no such file; give a file of questions, or --tasks"),
         (["nowhere", "--mode", "chat"], "--mode chat is unknown: use base or instruct"),
-        (["nowhere", "--tasks", "piqa", "--suite", "leak"], "give one of the two"),
         (["nowhere", "--suite", "leek"], "did you mean leak"),
         (["nowhere", "--data", "/nowhere"], "no such folder"),
+        (["nowhere", "--tasks", "piqa", "--suite", "leak"], "give one of the two"),
         (["nowhere", "--model", "x"], "--model names the model of an endpoint"),
         (["http://127.0.0.1:9", "--model", "x"], "http://127.0.0.1:9/v1: no answer (Connection refused)"),
     ],
@@ -192,14 +183,11 @@ def test_contamination_finds_the_overlap_and_adds_it_to_the_score(results, tmp_p
     item = make_task("gsm8k", 0).items(Data())[1]
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("Nothing here.\n\n" + item.request.prompt + "\n")
-    record = json.loads(
-        said(capsys, "contamination", str(results / "elder"), "--corpus", str(corpus), "--json")
-    )
+    ask = ("contamination", str(results / "elder"), "--corpus")
+    record = json.loads(said(capsys, *ask, str(corpus), "--json"))
     assert (record["gsm8k"]["n_hit"], record["gsm8k"]["n_clean"]) == (1, 3)
     assert record["piqa"]["n_hit"] == 0
     assert read_evaluation(results / "elder").tasks[1].scores[0]["detail"]["contamination"] == record["gsm8k"]
-    assert "25.0 %" in said(capsys, "contamination", str(results / "elder"), "--corpus", str(corpus))
-    text = said(
-        capsys, "contamination", str(results / "elder"), "--corpus", "x", "--data", str(tmp_path), status=1
-    )
+    assert "25.0 %" in said(capsys, *ask, str(corpus))
+    text = said(capsys, *ask, "x", "--data", str(tmp_path), status=1)
     assert "was measured on builtin: give the same --data" in text

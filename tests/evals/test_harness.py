@@ -1,7 +1,5 @@
 """The harness: no answer is lost or asked for twice, and a task that cannot run does not stop the others."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

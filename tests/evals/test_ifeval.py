@@ -1,7 +1,5 @@
 """IFEval's checkers: real items have answers they accept, every rule can fail, and loose forgives what it says."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -168,25 +166,7 @@ def test_languages_are_told_apart(real_data):
         assert sum(guess_language(text) == language for text in paragraphs) >= 98, language
 
 
-OTHERS = [
-    "ar",
-    "fa",
-    "ur",
-    "ru",
-    "bg",
-    "uk",
-    "bn",
-    "gu",
-    "pa",
-    "ko",
-    "kn",
-    "ml",
-    "ta",
-    "te",
-    "th",
-    "ja",
-    "zh",
-]
+OTHERS = "ar fa ur ru bg uk bn gu pa ko kn ml ta te th ja zh".split()
 
 
 @pytest.mark.parametrize("language", [*(code for group in WORDS.values() for code in group), *OTHERS])

@@ -1,7 +1,5 @@
 """`herd eval ladder` prints the same scores as `herd eval` does for each number of examples."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Long texts: as long as asked, the answer in them where it should be, names and codes that training never saw."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 

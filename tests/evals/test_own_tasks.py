@@ -1,11 +1,9 @@
 """Tasks of the project's own: its tool dialogs, and the same text in many languages."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
-from gold import gold_answer
+from gold import gold_answer, judged
 
 from herd.evals.results import ItemResult
 from herd.evals.tasks import Data, make_task
@@ -18,11 +16,8 @@ def test_dialogs_have_right_and_wrong_answers(name):
     items = task.items(Data())
     assert len({item.id for item in items}) == 200
     assert {item.id.partition("-")[2] for item in items} == {"json", "builtin", "function"}
-    some = items[::4]
-    assert all(j.value == 1 for j in task.judge_all([(item, gold_answer(task, item, True)) for item in some]))
-    wrong = task.judge_all([(item, gold_answer(task, item, False)) for item in some])
-    assert not any(j.value for j in wrong)
-    assert all(j.why for j in wrong)
+    assert all(j.value == 1 for j in judged(task, items[::4], right=True))
+    assert all(j.value == 0 and j.why for j in judged(task, items[::4], right=False))
 
 
 def test_an_answer_that_calls_again_is_none():
@@ -33,10 +28,9 @@ def test_an_answer_that_calls_again_is_none():
 
 
 def scored(task, items, right=True):
-    judged = [task.judge(item, gold_answer(task, item, right)) for item in items]
     results = [
         ItemResult(item.id, j.value, None, None, None, item.group, j.metrics)
-        for item, j in zip(items, judged, strict=True)
+        for item, j in zip(items, judged(task, items, right), strict=True)
     ]
     return {score.name: score for score in task.scores(results)}
 

@@ -1,7 +1,5 @@
 """The ids of a context and its continuation are those of lm-eval's `hf` model, whatever the tokenizer."""
 
-from __future__ import annotations
-
 import pytest
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install lm-eval")
@@ -62,17 +60,8 @@ def byte_level(pre: str, add_bos: bool) -> LibraryTokenizer:
 
 def sentencepiece() -> LibraryTokenizer:
     """A vocabulary with scores, spaces before words and byte tokens, as Llama 2's."""
-    words = [
-        SPACE,
-        *"abcdefghijklmnopqrstuvwxyzTQA:?.",
-        f"{SPACE}n",
-        f"{SPACE}no",
-        "Th",
-        "The",
-        f"{SPACE}The",
-        "jum",
-        "ps",
-    ]
+    longer = (f"{SPACE}n", f"{SPACE}no", "Th", "The", f"{SPACE}The", "jum", "ps")
+    words = [SPACE, *"abcdefghijklmnopqrstuvwxyzTQA:?.", *longer]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
     types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * len(words)]
     scores = [0.0] * 259 + [-float(n) for n in range(len(words))]

@@ -1,7 +1,5 @@
 """Own questions: how each judge reads an answer, which lines are refused, and a whole evaluation of a file."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

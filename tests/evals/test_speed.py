@@ -1,7 +1,5 @@
 """Measuring speed: the bytes and operations counted, and the turns taken. No time is asserted."""
 
-from __future__ import annotations
-
 import math
 import sys
 

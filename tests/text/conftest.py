@@ -1,7 +1,5 @@
 """Tokenizers for this room's tests: Meta's real one where the data is, and a small one trained on committed text."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import settings
 

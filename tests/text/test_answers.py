@@ -1,7 +1,5 @@
 """Reasoning, content and calls in answers. An answer that is streamed gives the same as a whole one."""
 
-from __future__ import annotations
-
 import random
 
 import pytest
@@ -11,28 +9,9 @@ from hypothesis import strategies as st
 from herd.text import AnswerParser, Call, Content, Parsed, Reasoning, ToolCall
 
 PIECES = [
-    "<think>",
-    "</think>",
-    "<thi",
-    "nk>",
-    "</",
-    "think>",
-    "\n",
-    " ",
-    "a",
-    "é",
-    "<",
-    "6 * 8 = 48",
-    "</s>",
-]
-PIECES += [
-    "[TOOL_CALLS]",
-    '[{"name": "f", "arguments": {"a": 1}}]',
-    "[TOOL",
-    "_CALLS]",
-    "<tool_call>",
-    "</tool_call>",
-]
+    "<think>", "</think>", "<thi", "nk>", "</", "think>", "\n", " ", "a", "é", "<", "6 * 8 = 48", "</s>",
+    "[TOOL_CALLS]", '[{"name": "f", "arguments": {"a": 1}}]', "[TOOL", "_CALLS]", "<tool_call>", "</tool_call>",
+]  # fmt: skip
 MODES = [
     {},
     {"tools": True},
@@ -104,14 +83,8 @@ def test_mistrals_calls_are_found_where_tools_were_offered(text, content):
 
 
 def test_a_mark_of_calls_without_any_is_text():
-    for text in (
-        "[TOOL_CALLS]",
-        "[TOOL_CALLS] and text",
-        "[TOOLS]",
-        "see [TOOL_CALLS] there",
-        "f[ARGS]",
-        "f[ARGUMENT]{}",
-    ):
+    mark = "[TOOL_CALLS]"
+    for text in (mark, f"{mark} and text", f"see {mark} there", "[TOOLS]", "f[ARGS]", "f[ARGUMENT]{}"):
         assert AnswerParser(tools=True).parse(text) == Parsed(text)
 
 

@@ -1,7 +1,5 @@
 """The renderer against the documented formats, token by token, and prefixes and masks by property."""
 
-from __future__ import annotations
-
 import datetime
 import json
 
@@ -59,11 +57,8 @@ def test_a_conversation_is_rendered_as_documented(small):
         "<|start_header_id|>assistant<|end_header_id|>\n\nWhat is a helpful assistant?<|eot_id|>"
     )
     assert trained(rendered, small) == "What is a helpful assistant?<|eot_id|>"
-    assert [(span.role, span.message) for span in rendered.spans] == [
-        ("system", 0),
-        ("user", 1),
-        ("assistant", 2),
-    ]
+    turns = [("system", 0), ("user", 1), ("assistant", 2)]
+    assert [(span.role, span.message) for span in rendered.spans] == turns
     assert rendered.spans[0].start == 1
     assert rendered.spans[-1].end == len(rendered.ids)
 
@@ -82,7 +77,8 @@ def test_builtin_tools_are_rendered_as_documented(small):
         {"role": "user", "content": "Search the web for the latest price of 1oz gold?"},
         {"role": "assistant", "tool_calls": [call]},
     ]
-    rendered = render(dialog, small, tools=["brave_search", "wolfram_alpha"], date="21 September 2024")
+    options = {"tools": ["brave_search", "wolfram_alpha"], "date": "21 September 2024"}
+    rendered = render(dialog, small, **options)
     assert text_of(rendered, small) == (
         "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
         "Environment: ipython\nTools: brave_search, wolfram_alpha\n"
@@ -93,18 +89,9 @@ def test_builtin_tools_are_rendered_as_documented(small):
     )
     assert rendered.ids.count(small.python_tag_id) == 1
     assert rendered.ids[-1] == small.eom_id
-    assert (
-        trained(rendered, small)
-        == '<|python_tag|>brave_search.call(query="latest price of 1oz gold")<|eom_id|>'
-    )
-    by_tool_call_format = render(
-        dialog,
-        small,
-        tools=["brave_search", "wolfram_alpha"],
-        tool_call_format="builtin",
-        date="21 September 2024",
-    )
-    assert by_tool_call_format.ids == rendered.ids
+    written = '<|python_tag|>brave_search.call(query="latest price of 1oz gold")<|eom_id|>'
+    assert trained(rendered, small) == written
+    assert render(dialog, small, tool_call_format="builtin", **options).ids == rendered.ids
 
 
 def test_the_code_interpreter_is_rendered_as_documented(small):
@@ -175,11 +162,8 @@ def test_the_function_format_is_rendered_as_documented(small):
 
 
 def test_openais_shapes_render_the_same(small):
-    call = {
-        "id": "1",
-        "type": "function",
-        "function": {"name": "calculator", "arguments": '{"expression": "2 + 2"}'},
-    }
+    function = {"name": "calculator", "arguments": '{"expression": "2 + 2"}'}
+    call = {"id": "1", "type": "function", "function": function}
     dialog = [QUESTION, {"role": "assistant", "content": None, "tool_calls": [call]}, *DIALOG[2:]]
     dialog[2] = {"role": "tool", "content": "4", "tool_call_id": "1"}
     wrapped = {"type": "function", "function": CALCULATOR}
@@ -217,20 +201,13 @@ def test_code_between_calls_has_its_own_tag(small):
         'Both:<|python_tag|>brave_search.call(query="x"); <function=f>{}</function>'
         '<|python_tag|>print(1)<|python_tag|>brave_search.call(query="x")<|eom_id|>'
     )
-    assert [call.name for call in parse(text).calls] == [
-        "brave_search",
-        "f",
-        "code_interpreter",
-        "brave_search",
-    ]
+    assert [call.name for call in parse(text).calls] == "brave_search f code_interpreter brave_search".split()
 
 
 def test_tool_output_names_what_was_printed():
     assert tool_output(ok=True) == "completed"
-    assert (
-        tool_output(ok=False, stdout="1\n", stderr="oops")
-        == "failed\n[stdout]1\n[/stdout]\n[stderr]oops[/stderr]"
-    )
+    failed = tool_output(ok=False, stdout="1\n", stderr="oops")
+    assert failed == "failed\n[stdout]1\n[/stdout]\n[stderr]oops[/stderr]"
 
 
 def test_user_text_cannot_end_its_turn(small):
@@ -256,7 +233,8 @@ def test_user_text_cannot_end_its_turn(small):
 )
 def test_every_prompt_is_the_beginning_of_its_dialog(small, dialog, tools, tool_call_format, date):
     """Questions are put in the format of training, and exactly the assistant's tokens are trained."""
-    full = render(dialog, small, tools=tools, tool_call_format=tool_call_format, date=date)
+    options = {"tools": tools, "tool_call_format": tool_call_format, "date": date}
+    full = render(dialog, small, **options)
     assert len(full.ids) == len(full.mask)
     expected_mask = [False] * len(full.ids)
     spans = {span.message: span for span in full.spans}
@@ -264,14 +242,7 @@ def test_every_prompt_is_the_beginning_of_its_dialog(small, dialog, tools, tool_
     for index, message in enumerate(dialog):
         if message["role"] != "assistant":
             continue
-        prompt = render(
-            dialog[:index],
-            small,
-            tools=tools,
-            tool_call_format=tool_call_format,
-            date=date,
-            generation_prompt=True,
-        ).ids
+        prompt = render(dialog[:index], small, **options, generation_prompt=True).ids
         assert full.ids[: len(prompt)] == prompt
         end = spans[index].end
         expected_mask[len(prompt) : end] = [True] * (end - len(prompt))

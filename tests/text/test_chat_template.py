@@ -1,7 +1,5 @@
 """The Jinja template, run by `transformers`, gives the ids of `render` wherever Jinja can say it."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,9 +35,7 @@ def _sayable(messages) -> bool:
 @given(
     dialog=dialogs(),
     tool_call_format=tool_call_formats,
-    builtin=st.sampled_from(
-        [[], ["brave_search"], ["code_interpreter"], ["brave_search", "code_interpreter"]]
-    ),
+    builtin=st.lists(st.sampled_from(["brave_search", "code_interpreter"]), unique=True),
     custom=st.sampled_from([[], [CALCULATOR], [CALCULATOR, WEATHER]]),
     date=st.sampled_from([None, "23 July 2024"]),
     prompt=st.booleans(),
@@ -49,22 +45,11 @@ def test_the_template_gives_the_ids_of_the_renderer(
 ):
     if not _sayable(dialog):
         return
-    ours = render(
-        dialog,
-        small,
-        tools=[*builtin, *custom],
-        tool_call_format=tool_call_format,
-        date=date,
-        generation_prompt=prompt,
-    )
-    options = {
-        "tool_call_format": tool_call_format,
-        "builtin_tools": builtin,
-        "add_generation_prompt": prompt,
-    }
-    if date:
-        options["date_string"] = date
-    assert ids_by_template(auto, dialog, tools=custom or None, **options) == ours.ids
+    same = {"tool_call_format": tool_call_format}
+    ours = render(dialog, small, tools=[*builtin, *custom], date=date, generation_prompt=prompt, **same)
+    theirs = {"tools": custom or None, "builtin_tools": builtin, "add_generation_prompt": prompt}
+    dated = {"date_string": date} if date else {}
+    assert ids_by_template(auto, dialog, **same, **theirs, **dated) == ours.ids
 
 
 def test_defaults_and_openais_shapes_agree(small, auto):

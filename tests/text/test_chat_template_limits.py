@@ -1,7 +1,5 @@
 """Hostile and broken chat templates: they end quickly, take little memory, and are refused in one line."""
 
-from __future__ import annotations
-
 import random
 import resource
 import time
@@ -126,21 +124,9 @@ def fuzz(texts: list[str], n: int, seed: int) -> None:
     """Render mutated templates. Every outcome is a text or a ChatError of one line."""
     rng = random.Random(seed)
     pieces = [
-        "{%",
-        "%}",
-        "{{",
-        "}}",
-        " * 9999999",
-        "~",
-        "|",
-        "loop",
-        "messages",
-        "range(99999)",
-        "(",
-        ")",
-        "'",
+        "{%", "%}", "{{", "}}", " * 9999999", "~", "|", "loop", "messages", "range(99999)", "(", ")", "'",
         " + ",
-    ]
+    ]  # fmt: skip
     said = []
     for _ in range(n):
         text = rng.choice(texts)

@@ -1,7 +1,5 @@
 """Extending a vocabulary: old texts keep their ids, new text gets fewer tokens, transformers agrees."""
 
-from __future__ import annotations
-
 import random
 
 import pytest
@@ -16,16 +14,7 @@ from herd.text.extend import extend_vocabulary
 from herd.text.library_tokenizer import LibraryTokenizer
 from herd.text.tokenizer_json import tokenizer_json
 
-PHRASES = (
-    "設定ファイル",
-    "を編集して",
-    "ください。",
-    "システムの",
-    "管理者は",
-    "パッケージ",
-    "をインストール",
-    "する必要があります。",
-)
+PHRASES = "設定ファイル を編集して ください。 システムの 管理者は パッケージ をインストール する必要があります。".split()
 
 
 def japanese(n: int, seed: int = 0) -> list[str]:

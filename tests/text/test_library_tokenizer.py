@@ -1,7 +1,5 @@
 """Vocabularies of other models against llama.cpp's vectors, transformers' tokenizers and SentencePiece itself."""
 
-from __future__ import annotations
-
 import io
 import warnings
 

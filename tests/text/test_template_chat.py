@@ -1,7 +1,5 @@
 """Chat templates of real checkpoints against transformers' `apply_chat_template`, hostile text, loss masks."""
 
-from __future__ import annotations
-
 import functools
 import json
 import random
@@ -51,49 +49,19 @@ REAL = (
     "mistralai-Mistral-Nemo-Instruct-2407",
 )
 SPECIAL = [
-    "<s>",
-    "</s>",
-    "<unk>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|begin_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|python_tag|>",
-    "[INST]",
-    "[/INST]",
-    "[TOOL_CALLS]",
-    "[AVAILABLE_TOOLS]",
-    "[/AVAILABLE_TOOLS]",
-    "[TOOL_RESULTS]",
-    "[/TOOL_RESULTS]",
-    "<｜begin▁of▁sentence｜>",
-    "<｜end▁of▁sentence｜>",
-    "<｜User｜>",
-    "<｜Assistant｜>",
-]
+    "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>",
+    "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>", "<|python_tag|>", "[INST]", "[/INST]",
+    "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]",
+    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>",
+]  # fmt: skip
 PARTS = ["<|im_", "end|>", "<", "/s>", "[INST", "]", "x ", "é"]
 STOPS = {"</s>", "<|im_end|>", "<|eot_id|>", "<｜end▁of▁sentence｜>"}
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+DATE = "26 Jul 2024"
 WORDS = [
-    "Paris",
-    "what",
-    "is",
-    "12.5",
-    "\n",
-    "  ",
-    "é",
-    "日本",
-    "🦙",
-    "<think>",
-    "{'a': 1}",
-    "<",
-    "…",
-    "don't",
+    "Paris", "what", "is", "12.5", "\n", "  ", "é", "日本", "🦙", "<think>", "{'a': 1}", "<", "…", "don't",
     "\t",
-]
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -176,10 +144,6 @@ def dialog(rng: random.Random, *, tools: bool) -> list[dict]:
     return messages if rng.random() < 0.5 else messages[:-1]
 
 
-def rendered_ids(template, messages, tokenizer, **more) -> list[int]:
-    return chat_of(tokenizer, template.text).render(messages, **more).ids
-
-
 @functools.cache
 def chat_of(tokenizer, template_text) -> TemplateChat:
     return TemplateChat(tokenizer.with_settings(chat_template=template_text, token_names=NAMES))
@@ -189,33 +153,23 @@ def chat_of(tokenizer, template_text) -> TemplateChat:
 @pytest.mark.parametrize("template_text", [*OWN, *REAL], indirect=True)
 @pytest.mark.parametrize("tools", [False, True])
 def test_ids_are_those_of_transformers(template_text, tools, tokenizer, oracle):
-    template = ChatTemplate(template_text, NAMES)
+    render = chat_of(tokenizer, template_text).render
     rng = random.Random(0)
     same = 0
     for _ in range(100):
         messages = dialog(rng, tools=tools)
-        more = {"tools": TOOLS} if tools else {}
         prompt = messages[-1]["role"] != "assistant"
+        mine = {"generation_prompt": prompt, "date": DATE}
+        theirs = {"add_generation_prompt": prompt, "date_string": DATE, "return_dict": False}
+        if tools:
+            mine["tools"] = theirs["tools"] = TOOLS
         try:
-            expected = oracle.apply_chat_template(
-                messages,
-                chat_template=template_text,
-                add_generation_prompt=prompt,
-                tokenize=True,
-                return_dict=False,
-                date_string="26 Jul 2024",
-                **more,
-            )
+            expected = oracle.apply_chat_template(messages, chat_template=template_text, **theirs)
         except Exception:  # the template refuses this dialog, in transformers and here
             with pytest.raises(ChatError):
-                rendered_ids(
-                    template, messages, tokenizer, generation_prompt=prompt, date="26 Jul 2024", **more
-                )
+                render(messages, **mine)
             continue
-        got = rendered_ids(
-            template, messages, tokenizer, generation_prompt=prompt, date="26 Jul 2024", **more
-        )
-        assert got == expected, json.dumps(messages, ensure_ascii=False)
+        assert render(messages, **mine).ids == expected, json.dumps(messages, ensure_ascii=False)
         same += 1
     if not (template_text.startswith("{%- macro json_to_python_type") and not tools):  # these two need tools
         assert same >= (5 if tools else 50)
@@ -223,14 +177,12 @@ def test_ids_are_those_of_transformers(template_text, tools, tokenizer, oracle):
 
 @pytest.mark.parametrize("template_text", [*OWN, *REAL], indirect=True)
 def test_text_that_spells_control_tokens_stays_text(template_text, tokenizer):
-    template = ChatTemplate(template_text, NAMES)
+    render = chat_of(tokenizer, template_text).render
     control = set(tokenizer.special_tokens.values())
     rng = random.Random(1)
     tools = TOOLS if "macro json_to_python_type" in template_text else None
     for _ in range(200):
-        hostile = "".join(
-            rng.choice([*SPECIAL, "<|im_", "end|>", "<", "/s>", "[INST", "]", "x ", "é"]) for _ in range(6)
-        )
+        hostile = "".join(rng.choice([*SPECIAL, *PARTS]) for _ in range(6))
         split = rng.randrange(len(hostile) + 1)
         plain = [
             {"role": "user", "content": "x"},
@@ -238,15 +190,14 @@ def test_text_that_spells_control_tokens_stays_text(template_text, tokenizer):
             {"role": "user", "content": "z"},
         ]
         bad = [plain[0] | {"content": hostile[:split]}, plain[1] | {"content": hostile[split:]}, plain[2]]
-        wanted, got = (rendered_ids(template, d, tokenizer, tools=tools) for d in (plain, bad))
+        wanted, got = (render(messages, tools=tools).ids for messages in (plain, bad))
         assert [i for i in got if i in control] == [i for i in wanted if i in control], repr(hostile)
         assert hostile[:split].strip() in tokenizer.decode(got)
 
 
 def test_hostile_text_leaves_the_ids_around_it_as_they_are(tokenizer):
-    template = ChatTemplate(CHATML, NAMES)
     messages = [{"role": "user", "content": "a </s> b <|im_end|>"}, {"role": "assistant", "content": "c"}]
-    ids = rendered_ids(template, messages, tokenizer)
+    ids = chat_of(tokenizer, CHATML).render(messages).ids
     expected = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\na </s> b <|im_end|><|im_end|>\n"
         "<|im_start|>assistant\nc<|im_end|>\n"
@@ -257,7 +208,6 @@ def test_hostile_text_leaves_the_ids_around_it_as_they_are(tokenizer):
 
 @pytest.mark.parametrize("template_text", [*OWN, *REAL], indirect=True)
 def test_the_mask_marks_what_an_assistant_writes_and_its_stop_token(template_text, tokenizer):
-    template = ChatTemplate(template_text, NAMES)
     tools = TOOLS if "macro json_to_python_type" in template_text else None
     messages = [
         {"role": "user", "content": "one"},
@@ -265,18 +215,13 @@ def test_the_mask_marks_what_an_assistant_writes_and_its_stop_token(template_tex
         {"role": "user", "content": "two"},
         {"role": "assistant", "content": "don't"},
     ]
-    rendered = chat_of(tokenizer, template.text).render(messages, tools=tools)
+    rendered = chat_of(tokenizer, template_text).render(messages, tools=tools)
     assert [span.message for span in rendered.spans] == [1, 3]
     trained = [tokenizer.decode(rendered.ids[span.start : span.end]) for span in rendered.spans]
     assert "".join(trained) == tokenizer.decode(compress(rendered.ids, rendered.mask))
     for text, content in zip(trained, ("Paris é 12", "don't"), strict=True):
         assert text.strip().startswith(content)
-        assert text.replace(content, "").strip() in {
-            "</s>",
-            "<|im_end|>",
-            "<|eot_id|>",
-            "<｜end▁of▁sentence｜>",
-        }
+        assert text.replace(content, "").strip() in STOPS
 
 
 @pytest.mark.parametrize(
@@ -335,13 +280,13 @@ def test_calls_in_every_shape_are_written_as_openais_are(template_text, tokenize
     asked = {"role": "user", "content": "x"}
     expected = oracle.apply_chat_template(
         [asked, {"role": "assistant", "content": "", "tool_calls": [call]}, result],
-        chat_template=template_text, tools=TOOLS, date_string="26 Jul 2024", return_dict=False,
+        chat_template=template_text, tools=TOOLS, date_string=DATE, return_dict=False,
     )  # fmt: skip
     mine = CALL | ({} if id_ is None else {"id": id_}) | {"arguments": json.dumps(CALL["arguments"])}
     given = {"role": "ipython", "content": {"n": 4}} | ({} if id_ is None else {"tool_call_id": id_})
     messages = [asked, {"role": "assistant", "content": "", "tool_calls": [mine]}, given]
     bare = [tool["function"] for tool in TOOLS]
-    rendered = chat_of(tokenizer, template_text).render(messages, tools=bare, date="26 Jul 2024")
+    rendered = chat_of(tokenizer, template_text).render(messages, tools=bare, date=DATE)
     assert rendered.ids == expected
 
 

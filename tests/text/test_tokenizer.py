@@ -1,7 +1,5 @@
 """The tokenizer against tiktoken and published vectors. Round trips, special spellings and long inputs by property."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

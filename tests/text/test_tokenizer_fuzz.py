@@ -1,7 +1,5 @@
 """Damaged tokenizer files are read or refused in one line. What is read encodes any text without losing any of it."""
 
-from __future__ import annotations
-
 import json
 import random
 import warnings
@@ -23,21 +21,11 @@ def contents(tmp_path_factory) -> list[dict]:
     Tokenizer.train(["the quick brown fox " * 9], 520).save(folder)
     ranks = json.loads((folder / "tokenizer.json").read_text())
     ranks["added_tokens"] = ranks["added_tokens"][:20]
-    words = [
-        "<unk>",
-        "<s>",
-        "</s>",
-        *(f"<0x{byte:02X}>" for byte in range(256)),
-        *"▁theof",
-        "▁t",
-        "he",
-        "▁the",
-    ]
+    letters, joined = "▁theof", ("▁t", "he", "▁the")
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *joined]
     model = {"type": "BPE", "unk_token": "<unk>", "byte_fallback": True, "fuse_unk": True}
-    model |= {
-        "vocab": {word: n for n, word in enumerate(words)},
-        "merges": [["▁", "t"], ["h", "e"], ["▁t", "he"]],
-    }
+    merges = [["▁", "t"], ["h", "e"], ["▁t", "he"]]
+    model |= {"vocab": {word: n for n, word in enumerate(words)}, "merges": merges}
     prepend = {"type": "Prepend", "prepend": "▁"}
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     spm = {
@@ -109,15 +97,8 @@ def test_many_damaged_tokenizer_files_are_read_or_refused(contents, tmp_path):
 @pytest.mark.parametrize("n", range(20))
 def test_damaged_sentencepiece_files_are_read_or_refused(tmp_path, n):
     rng = random.Random(n)
-    pieces = [
-        ("<unk>", UNKNOWN),
-        ("<s>", CONTROL),
-        ("</s>", CONTROL),
-        ("<0x41>", BYTE),
-        ("▁", NORMAL),
-        ("a", NORMAL),
-    ]
-    encoded = [(word.encode(), kind) for word, kind in pieces]
+    pieces = {"<unk>": UNKNOWN, "<s>": CONTROL, "</s>": CONTROL, "<0x41>": BYTE, "▁": NORMAL, "a": NORMAL}
+    encoded = [(word.encode(), kind) for word, kind in pieces.items()]
     inner = [
         b"\x0a" + bytes([len(w)]) + w + b"\x15\x00\x00\x00\x00\x18" + bytes([kind]) for w, kind in encoded
     ]

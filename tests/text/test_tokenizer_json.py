@@ -1,7 +1,5 @@
 """The derived files, read by `tokenizers` and `transformers` without our code, give the same ids."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -30,9 +28,7 @@ def meta_folder(meta, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hf(folder):
-    from tokenizers import Tokenizer as HFTokenizer
-
-    return HFTokenizer.from_file(str(folder / "tokenizer.json"))
+    return library.from_file(str(folder / "tokenizer.json"))
 
 
 @settings(max_examples=200)
@@ -44,10 +40,9 @@ def test_any_text_has_the_same_ids(small, hf, text):
 
 
 def test_ten_languages_have_the_same_ids_everywhere(meta, meta_folder, real_data):
-    from tokenizers import Tokenizer as HFTokenizer
     from transformers import AutoTokenizer
 
-    hf = HFTokenizer.from_file(str(meta_folder / "tokenizer.json"))
+    hf = library.from_file(str(meta_folder / "tokenizer.json"))
     auto = AutoTokenizer.from_pretrained(meta_folder)
     assert len(auto) == meta.vocab_size
     for file in sorted(real_data("ud_pud_parallel").glob("??.txt")):
@@ -78,11 +73,8 @@ def test_transformers_reads_the_special_tokens(small, folder):
     from transformers import AutoTokenizer
 
     auto = AutoTokenizer.from_pretrained(folder)
-    assert (auto.bos_token_id, auto.eos_token_id, auto.pad_token_id) == (
-        small.bos_id,
-        small.eos_id,
-        small.pad_id,
-    )
+    ids = (small.bos_id, small.eos_id, small.pad_id)
+    assert (auto.bos_token_id, auto.eos_token_id, auto.pad_token_id) == ids
     assert auto.convert_tokens_to_ids("<|python_tag|>") == small.python_tag_id
     assert auto.model_max_length == 2048
 
@@ -140,10 +132,12 @@ def test_llama_3_release_without_the_newer_names_is_read(small, folder, tmp_path
     assert (read.pad_id, read.eom_id, read.python_tag_id) == (small.pad_id, small.eom_id, small.python_tag_id)
 
 
-def _set(content, keys, value):
+def _changed(folder, keys, value) -> dict:
+    content = part = json.loads((folder / "tokenizer.json").read_text())
     for key in keys[:-1]:
-        content = content[key]
-    content[keys[-1]] = value
+        part = part[key]
+    part[keys[-1]] = value
+    return content
 
 
 @pytest.mark.parametrize(
@@ -159,8 +153,7 @@ def _set(content, keys, value):
     ],
 )
 def test_a_vocabulary_that_ranks_cannot_express_is_read_by_the_library(folder, tmp_path, keys, value):
-    content = json.loads((folder / "tokenizer.json").read_text())
-    _set(content, keys, value)
+    content = _changed(folder, keys, value)
     if keys[-1] == "merges":
         content["model"]["ignore_merges"] = False
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
@@ -182,12 +175,9 @@ def test_a_vocabulary_that_ranks_cannot_express_is_read_by_the_library(folder, t
     ],
 )
 def test_a_malformed_tokenizer_json_is_refused_in_one_line(folder, tmp_path, keys, value):
-    content = json.loads((folder / "tokenizer.json").read_text())
-    _set(content, keys, value)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(
-        TokenizerError, match=r"tokenizer\.json: the tokenizers library cannot read it"
-    ) as caught:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(_changed(folder, keys, value)))
+    refusal = r"tokenizer\.json: the tokenizers library cannot read it"
+    with pytest.raises(TokenizerError, match=refusal) as caught:
         Tokenizer.from_folder(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -1,7 +1,5 @@
 """Trimmed vocabularies: lossless, and the ids of byte-pair encoding with fewer merges."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """A tool, a dialog, and strategies for any dialog, shared by this room's tests."""
 
-from __future__ import annotations
-
 from hypothesis import strategies as st
 
 CALCULATOR = {
