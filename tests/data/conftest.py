@@ -1,7 +1,5 @@
 """A byte-level tokenizer and small corpora for the tests of this room."""
 
-from __future__ import annotations
-
 import pytest
 
 from herd.data.shards import Shards
@@ -31,15 +29,8 @@ def byte_tokenizer():
 
 @pytest.fixture(scope="session")
 def documents():
-    return [
-        Document(
-            f"Document {n}.\n" + f"Line of number {n}.\n" * (n % 7),
-            f"file{n}.txt",
-            "text",
-            "en" if n % 2 else "de",
-        )
-        for n in range(60)
-    ]
+    texts = [f"Document {n}.\n" + f"Line of number {n}.\n" * (n % 7) for n in range(60)]
+    return [Document(text, f"file{n}.txt", "text", ("de", "en")[n % 2]) for n, text in enumerate(texts)]
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """A batch: aligned tensors, and extra ones that follow its rows."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

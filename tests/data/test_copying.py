@@ -1,7 +1,5 @@
 """Rows of repeated passages: every trained token follows the only earlier occurrence of the one before it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

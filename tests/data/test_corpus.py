@@ -1,7 +1,5 @@
 """A corpus has three splits that share no text. Bad files are refused in one line."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import sysconfig

@@ -1,7 +1,5 @@
 """Rows of facts: every trained answer is in the row before, behind the same words."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np
@@ -15,22 +13,9 @@ from herd.data.needle import two_word_names
 from herd.errors import DataError
 
 
-class Bytes:
-    """A tokenizer of single bytes."""
-
-    n_ordinary = 256
-    start_ids = (256,)
-
-    def encode(self, text: str) -> list[int]:
-        return list(text.encode())
-
-    def token_bytes(self, id: int) -> bytes:
-        return bytes([id])
-
-
-def answers(level: str, context: int, seed: int) -> list[tuple[list[int], list[int]]]:
+def answers(tokenizer, level: str, context: int, seed: int) -> list[tuple[list[int], list[int]]]:
     """Return (ids before, answer) of every complete answer of a row."""
-    batch = LookupStream(Bytes(), context, seed, levels=(level,)).batch(3, 1)
+    batch = LookupStream(tokenizer, context, seed, levels=(level,)).batch(3, 1)
     ids, targets = batch.tokens_BT[0].tolist(), batch.targets_BT[0].tolist()
     found = []
     start = None
@@ -45,9 +30,9 @@ def answers(level: str, context: int, seed: int) -> list[tuple[list[int], list[i
 
 @pytest.mark.parametrize("level", ["pairs", "apart", "names"])
 @given(seed=st.integers(0, 10**6))
-def test_an_answer_stood_behind_the_same_name(level: str, seed: int) -> None:
+def test_an_answer_stood_behind_the_same_name(byte_tokenizer, level: str, seed: int) -> None:
     """The oracle: the value is what followed the longest earlier copy of the words before the question."""
-    found = answers(level, 128, seed)
+    found = answers(byte_tokenizer, level, 128, seed)
     assert found
     for before, answer in found[:-1]:  # the row may end within the last one
         lengths = {n: places(before, n) for n in range(1, 8)}
@@ -63,8 +48,8 @@ def places(before: list[int], n: int) -> list[int]:
 
 
 @given(seed=st.integers(0, 10**6))
-def test_sentences_ask_for_codes_that_were_told(seed: int) -> None:
-    for before, answer in answers("sentences", 700, seed)[:-1]:
+def test_sentences_ask_for_codes_that_were_told(byte_tokenizer, seed: int) -> None:
+    for before, answer in answers(byte_tokenizer, "sentences", 700, seed)[:-1]:
         text, code = bytes(before).decode(), bytes(answer).decode()
         assert re.fullmatch(r" [1-9]\d{3}[.\n]", code)
         name = max(two_word_names("train"), key=text.rfind)
@@ -72,8 +57,8 @@ def test_sentences_ask_for_codes_that_were_told(seed: int) -> None:
         assert code[1:5] in line
 
 
-def test_rows_do_not_depend_on_how_they_are_asked_for() -> None:
-    stream = LookupStream(Bytes(), 64, 3)
+def test_rows_do_not_depend_on_how_they_are_asked_for(byte_tokenizer) -> None:
+    stream = LookupStream(byte_tokenizer, 64, 3)
     whole = stream.batch(5, 7)
     for i in range(7):
         one = stream.batch(5 + i, 1)
@@ -92,6 +77,8 @@ def test_near_facts_are_asked_most() -> None:
     "levels, context, match",
     [(("far",), 64, "choose from pairs"), ((), 64, "choose from"), (LEVELS, 31, "give 32 or more")],
 )
-def test_what_cannot_be_made_is_refused(levels: tuple[str, ...], context: int, match: str) -> None:
+def test_what_cannot_be_made_is_refused(
+    byte_tokenizer, levels: tuple[str, ...], context: int, match: str
+) -> None:
     with pytest.raises(DataError, match=match):
-        LookupStream(Bytes(), context, 0, levels=levels)
+        LookupStream(byte_tokenizer, context, 0, levels=levels)

@@ -1,7 +1,5 @@
 """Needles have the exact length, the fact where it should be, and an answer that only the text gives."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

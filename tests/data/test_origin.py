@@ -1,7 +1,5 @@
 """Prepared data is bound to its sources: every change of them is refused by name, and nothing else is."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json
@@ -40,6 +38,13 @@ def binding(folder: Path, text: object, **settings: object) -> None:
     bind(folder, files, of_text | settings, prepared=[folder / "made"], cure="Start again")
 
 
+def prepare(folder: Path, text: object) -> None:
+    """Make ``folder`` and data in it, bound to a text specification."""
+    folder.mkdir()
+    binding(folder, text)
+    (folder / "made").write_text("")
+
+
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """A folder ``text`` with two files, and data prepared from it in ``out``."""
@@ -47,9 +52,7 @@ def sources(tmp_path: Path) -> Path:
     text.mkdir()
     (text / "a.txt").write_text("the first file")
     (text / "b.txt").write_text("the second one")
-    (tmp_path / "out").mkdir()
-    binding(tmp_path / "out", text)
-    (tmp_path / "out" / "made").write_text("")
+    prepare(tmp_path / "out", text)
     return text
 
 
@@ -95,12 +98,9 @@ def test_another_order_of_the_same_files_is_refused(tmp_path: Path) -> None:
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
     for file in files:
         file.write_text(file.name)
-    (tmp_path / "out").mkdir()
-    binding(tmp_path / "out", files)
-    (tmp_path / "out" / "made").write_text("")
-    with pytest.raises(
-        DataError, match=r"order of the source files was a\.txt, b\.txt and is now b\.txt, a\.txt"
-    ):
+    prepare(tmp_path / "out", files)
+    order = r"order of the source files was a\.txt, b\.txt and is now b\.txt, a\.txt"
+    with pytest.raises(DataError, match=order):
         binding(tmp_path / "out", files[::-1])
 
 
@@ -109,9 +109,7 @@ def test_a_symbolic_link_to_other_text_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_text(f"text {name}")
     link = tmp_path / "link.txt"
     link.symlink_to(tmp_path / "one")
-    (tmp_path / "out").mkdir()
-    binding(tmp_path / "out", link)
-    (tmp_path / "out" / "made").write_text("")
+    prepare(tmp_path / "out", link)
     link.unlink()
     link.symlink_to(tmp_path / "two")
     with pytest.raises(DataError, match=r"link\.txt has other content"):
@@ -180,24 +178,20 @@ out: {out}
 """
 
 
-def train(
-    base: Path,
-    *,
-    vocab: int = 600,
-    tokenizer: str = "",
-    data: str = "",
-    seed: int = 0,
-    init_std: float = 0.02,
-):
-    text = RECIPE.format(
-        vocab=vocab,
-        tokenizer=tokenizer or f"{{train_vocab: {vocab}}}",
-        data=data or f'{{kind: text, paths: ["{base}/text"], heldout_rows: 2}}',
-        seed=seed,
-        init_std=init_std,
-        out=base / "out",
-    )
-    return run_recipe(parse_recipe(text))
+def recipe(base: Path, **changes: object) -> str:
+    """The text of a recipe that trains in ``base/out``, on ``base/text`` unless told otherwise."""
+    vocab = changes.get("vocab", 600)
+    fields = {"vocab": vocab, "seed": 0, "init_std": 0.02, "out": base / "out"}
+    fields |= {"tokenizer": f"{{train_vocab: {vocab}}}", "data": text_of(base)}
+    return RECIPE.format(**(fields | changes))
+
+
+def text_of(base: Path) -> str:
+    return f'{{kind: text, paths: ["{base}/text"], heldout_rows: 2}}'
+
+
+def train(base: Path, **changes: object):
+    return run_recipe(parse_recipe(recipe(base, **changes)))
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +249,10 @@ def other_tokenizer(run: Path) -> dict:
     return {"tokenizer": f'{{path: "{run}/new"}}'}
 
 
+def text_with(option: str):
+    return lambda run: {"data": f'{{kind: text, paths: ["{run}/text"], {option}}}'}
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
 
@@ -270,18 +268,9 @@ def contents(folder: Path) -> dict[Path, bytes]:
         (lambda run: {"vocab": 601}, r"train_vocab was 600 and is now 601"),
         (lambda run: {"seed": 1}, r"train\.seed was 0 and is now 1"),
         (lambda run: {"init_std": 0.1}, r"model\.init_std was 0\.02 and is now 0\.1"),
-        (
-            lambda run: {"data": f'{{kind: text, paths: ["{run}/text"], split: student}}'},
-            r"split was 'teacher' and is now",
-        ),
-        (
-            lambda run: {"data": f'{{kind: text, paths: ["{run}/text"], max_bytes: 30000}}'},
-            r"max_bytes was None and is now 30000",
-        ),
-        (
-            lambda run: {"data": f'{{kind: text, paths: ["{run}/text"], documents: true}}'},
-            r"documents was False and is now True",
-        ),
+        (text_with("split: student"), r"split was 'teacher' and is now"),
+        (text_with("max_bytes: 30000"), r"max_bytes was None and is now 30000"),
+        (text_with("documents: true"), r"documents was False and is now True"),
         (lambda run: {"data": "{kind: text, paths: [builtin]}"}, r"text was None and is now 'Python"),
     ],
 )
@@ -309,14 +298,8 @@ def test_edited_dialogs_stop_the_run(trained: Path, tmp_path: Path) -> None:
         messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": word}]
         (tmp_path / "d.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
 
-    text = RECIPE.format(
-        vocab=600,
-        tokenizer=f'{{path: "{trained}/out/tokenizer"}}',
-        data=f'{{kind: dialogs, path: "{tmp_path}/d.jsonl"}}',
-        seed=0,
-        init_std=0.02,
-        out=tmp_path / "out",
-    )
+    tokenizer, data = f'{{path: "{trained}/out/tokenizer"}}', f'{{kind: dialogs, path: "{tmp_path}/d.jsonl"}}'
+    text = recipe(tmp_path, tokenizer=tokenizer, data=data)
     text = text.replace("kind: lm", "kind: sft").replace("context: 16", "context: 64")
     write("cat")
     run_recipe(parse_recipe(text))
@@ -328,15 +311,8 @@ def test_edited_dialogs_stop_the_run(trained: Path, tmp_path: Path) -> None:
 
 def test_other_shards_stop_the_run(trained: Path, tmp_path: Path) -> None:
     def start(shards: Path) -> None:
-        text = RECIPE.format(
-            vocab=600,
-            tokenizer=f'{{path: "{trained}/out/tokenizer"}}',
-            data=f'{{kind: shards, folder: "{shards}"}}',
-            seed=0,
-            init_std=0.02,
-            out=tmp_path / "out",
-        )
-        run_recipe(parse_recipe(text))
+        tokenizer = f'{{path: "{trained}/out/tokenizer"}}'
+        train(tmp_path, tokenizer=tokenizer, data=f'{{kind: shards, folder: "{shards}"}}')
 
     shutil.copytree(trained / "out" / "shards" / "teacher", tmp_path / "shards")
     start(tmp_path / "shards")
@@ -351,17 +327,16 @@ def test_another_parent_of_the_same_shape_stops_the_run(trained: Path, tmp_path:
     start, teacher = tmp_path / "start", tmp_path / "teacher"
     for folder in (start, teacher):
         shutil.copytree(trained / "out" / "model", folder)
-    source = f'{{kind: text, paths: ["{trained}/text"], heldout_rows: 2}}'
-    text = RECIPE.format(vocab=600, tokenizer="", data=source, seed=0, init_std=0.02, out=tmp_path / "out")
+    text = recipe(tmp_path, tokenizer="", data=text_of(trained))
     text = re.sub("model:.*?tokenizer: ", f'model: {{start: "{start}"}}', text, flags=re.DOTALL)
-    recipe = parse_recipe(text.replace("kind: lm", f'kind: distil, teacher: "{teacher}"'))
-    run_recipe(recipe)
+    distilled = parse_recipe(text.replace("kind: lm", f'kind: distil, teacher: "{teacher}"'))
+    run_recipe(distilled)
     for folder in (start, teacher):
         weights = folder / "model.safetensors"
         before = weights.read_bytes()
         weights.write_bytes(before[:-8] + bytes(8))
         with pytest.raises(DataError, match=rf"the {folder.name} model .SHA-256. was '\w+' and is now"):
-            run_recipe(recipe)
+            run_recipe(distilled)
         weights.write_bytes(before)
 
 

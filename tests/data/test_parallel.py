@@ -1,7 +1,5 @@
 """The sentences of the built-in corpus say the same, line by line, in nine languages."""
 
-from __future__ import annotations
-
 import unicodedata
 from importlib.resources import files
 

@@ -1,7 +1,5 @@
 """The dialog reader: every common format gives the same messages. What it cannot read is named by line."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

@@ -1,7 +1,5 @@
 """Shards are read back as written. Every damage is refused in one line, and failed writing leaves nothing."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Streams are pure functions of the position: any split into batches or ranks gives the same rows."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -252,16 +250,7 @@ def test_packed_dialogs_have_the_loss_they_have_alone():
     from herd.llama.model import LlamaLM
 
     torch.manual_seed(0)
-    config = ModelConfig(
-        vocab_size=64,
-        dim=32,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        ffn_dim=48,
-        max_context=64,
-        rope_theta=10000.0,
-    )
+    config = ModelConfig(64, 32, 2, 4, 2, 48, max_context=64, rope_theta=10_000.0)
     model = LlamaLM(config)
     model.init_weights(seed=1)
     rng = np.random.default_rng(0)

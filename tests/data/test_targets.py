@@ -1,7 +1,5 @@
 """Targets on disk: what was drawn is what is read, whatever happened to the writer."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Rows of text and unusual paths are read, followed or refused, never read as something else."""
 
-from __future__ import annotations
-
 import bz2
 import csv
 import gzip

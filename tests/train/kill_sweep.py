@@ -4,8 +4,6 @@ Run as a program, which never trains itself: each run is a forked child, so that
 costs one import of torch. Prints one JSON object. See `test_resume.py`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """One rank of `test_ranks.py`: trains as told and writes what it saw. Started by ``torchrun``, or alone."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One rank of `test_run.py`: runs the recipes named on the command line."""
 
-from __future__ import annotations
-
 import sys
 
 import torch

@@ -1,7 +1,5 @@
 """DPO against TRL's trainer on the same batch, and its properties."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The loop against a float64 reference written out by hand, and its invariances."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

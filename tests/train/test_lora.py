@@ -1,7 +1,5 @@
 """Adapters in the one loop: gradients against dense ones in float64, small states, resuming, packed bases."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """The memory formulas against what torch keeps."""
 
-from __future__ import annotations
-
 from itertools import accumulate
 
 import pytest

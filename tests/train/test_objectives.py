@@ -1,7 +1,5 @@
 """Objectives against float64 arithmetic written out."""
 
-from __future__ import annotations
-
 import pytest
 import torch.nn.functional as F
 import toy

@@ -1,7 +1,5 @@
 """One rank and two (as replicas, and sharded) see the same tokens and compute the same losses."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

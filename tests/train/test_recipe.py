@@ -1,7 +1,5 @@
 """Recipes: those that are shipped, and every way of writing one wrongly."""
 
-from __future__ import annotations
-
 import math
 import subprocess
 import sys
@@ -103,12 +101,13 @@ def test_configurations_and_memory_formulas_need_no_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+TEXT, MIX = "  kind: text\n  paths: [corpus]", "  kind: mix\n  mix: "
 WRONG = [
     ("batch_size: 8", "batch_row: 8", "train.batch_row is not a key; did you mean batch_size?"),
     (
         "  train_vocab: 1024",
-        "  train_vocabulary: 1024",
-        "tokenizer.train_vocabulary is not a key; did you mean train_v",
+        "  train_vocabs: 1024",
+        "tokenizer.train_vocabs is not a key; did you mean train_v",
     ),
     ("    n_kv_heads: 2", "    kv_heads: 2", "model.shape.kv_heads is not a key; did you mean n_kv_heads?"),
     ("objective:", "goal:", "goal is not a key; "),
@@ -121,35 +120,15 @@ WRONG = [
     ("kind: lm", "kind: distil", "objective.teacher is missing"),
     ("  kind: lm\n", "  tau: 1.0\n", "objective.kind is missing; give one of lm, sft, distil"),
     ("  kind: text\n", "", "data.kind is missing; give one of text, shards, dialogs"),
-    (
-        "  kind: text\n  paths: [corpus]",
-        "  kind: mix\n  mix: [{kind: text, path: [corpus]}]",
-        "data.mix.0.path is not a key; did you mean paths?",
-    ),
-    (
-        "  kind: text\n  paths: [corpus]",
-        "  kind: mix\n  mix: [{kind: copy, weight: -1}]",
-        "data.mix.0.weight=-1: input should be greater than 0",
-    ),
-    (
-        "  kind: text\n  paths: [corpus]",
-        "  kind: mix\n  mix: [{kind: lookup, levels: [far]}]",
-        "data.mix.0.levels.0='far': input should be 'pairs'",
-    ),
-    (
-        "  kind: text\n  paths: [corpus]",
-        "  kind: mix\n  mix: [{kind: copi}]",
-        "data.mix.0.kind='copi': give one of",
-    ),
-    ("  kind: text\n  paths: [corpus]", "  kind: mix\n  mix: [{kind: copy}]", "trained on data of kind text"),
+    (TEXT, MIX + "[{kind: text, path: [corpus]}]", "data.mix.0.path is not a key; did you mean paths?"),
+    (TEXT, MIX + "[{kind: copy, weight: -1}]", "data.mix.0.weight=-1: input should be greater than 0"),
+    (TEXT, MIX + "[{kind: lookup, levels: [far]}]", "data.mix.0.levels.0='far': input should be 'pairs'"),
+    (TEXT, MIX + "[{kind: copi}]", "data.mix.0.kind='copi': give one of"),
+    (TEXT, MIX + "[{kind: copy}]", "trained on data of kind text"),
     ("kind: cosine", "kind: cosin", "schedule.kind='cosin': give one of 'cosine', 'constant'"),
     ("kind: adamw", "kind: adam", "optimizer.kind='adam': input should be 'adamw'"),
     ("paths: [corpus]", "path: [corpus]", "data.path is not a key; did you mean paths?"),
-    (
-        "  kind: text\n  paths: [corpus]",
-        "  kind: dialogs\n  path: d\n  split: x",
-        "data.split is not a key; known are",
-    ),
+    (TEXT, "  kind: dialogs\n  path: d\n  split: x", "data.split is not a key; known are"),
     ("kind: lm", "kind: sft", "objective sft reads dialogs; data of kind text is text"),
     ("kind: lm", "kind: lm\n  tau: 2.0", "objective.tau is not a key; known are kind"),
     ("micro_batch_size: 2", "micro_batch_size: 3", "micro_batch_size=3 does not divide batch_size=8"),
@@ -164,11 +143,7 @@ WRONG = [
     ("tokenizer:\n  train_vocab: 1024\n", "", "random weights come without a tokenizer"),
     ("    n_kv_heads: 2", "    n_kv_heads: 3", "n_heads=4 is not a multiple of n_kv_heads=3"),
     ("  shape:", "  size: 9B\n  shape:", "give one of size, shape or start, not 2 of them"),
-    (
-        "kind: text\n  paths: [corpus]",
-        "kind: shards\n  folder: here",
-        "a tokenizer is trained on data of kind text",
-    ),
+    (TEXT, "  kind: shards\n  folder: here", "a tokenizer is trained on data of kind text"),
     ("paths: [corpus]", "paths: [corpus]\n  folder: here", "data.folder is not a key; known are"),
     ("paths: [corpus]", "paths: [1]", "data.paths.0=1: input should be a valid string"),
     ("name: toy", "name: a/b", "name='a/b': string should match pattern"),
@@ -233,28 +208,12 @@ def test_several_errors_show_the_first_and_count_the_rest():
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        "just words",
-        "- a\n- list",
-        "name: [",
-        "\t- x",
-        "a: !!python/object:os.system {}",
-        "name: 2026-13-45",
-        "a: &a [*a]",
-        "[" * 5000,
-        "a: \x07",
-        "a: !!timestamp 2026-13-45",
-        "a: !!int abc",
-        "a: !!float x",
-        "a: !!bool maybe",
-        "a: !!binary '#'",
-        "a: !!set {x}",
-        "? [1, 2]\n: 3",
-        "a: " + "1" * 5000,
-        "a: 0x" + "f" * 5000,
-        "<<: 5",
+        "", "just words", "- a\n- list", "name: [", "\t- x", "a: !!python/object:os.system {}", "name: 2026-13-45",
+        "a: &a [*a]", "[" * 5000, "a: \x07", "a: !!timestamp 2026-13-45", "a: !!int abc", "a: !!float x",
+        "a: !!bool maybe", "a: !!binary '#'", "a: !!set {x}", "? [1, 2]\n: 3", "a: " + "1" * 5000,
+        "a: 0x" + "f" * 5000, "<<: 5",
     ],
-)
+)  # fmt: skip
 def test_texts_that_are_no_recipes_are_refused(text):
     with pytest.raises(RecipeError, match=r"^recipe:\d+: .+$"):
         parse_recipe(text)

@@ -1,7 +1,5 @@
 """A run killed anywhere ends with the same bits, the same log and whole states only."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

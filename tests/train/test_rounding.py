@@ -1,7 +1,5 @@
 """Recipes with ``rounding``: the weights are trained as a block format stores them, and written in it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -20,21 +18,9 @@ from herd.train.recipe import check_recipe, parse_recipe
 from herd.train.rounding import RoundingSection
 from herd.train.run import run_recipe
 
-WORDS = [
-    "apple",
-    "banana",
-    "cherry",
-    "dragon",
-    "elephant",
-    "forest",
-    "garden",
-    "harbour",
-    "island",
-    "jungle",
-    "kettle",
-    "lemon",
-    "mountain",
-]
+WORDS = (
+    "apple banana cherry dragon elephant forest garden harbour island jungle kettle lemon mountain"
+).split()
 CONFIG = ModelConfig(560, 64, 2, 4, 2, 128, max_context=256, tie_embeddings=True)
 TEXT = "\n".join(
     f"{WORDS[n % 13]} {WORDS[n * n % 13]} line {n} says that {n * n} is the square of {n}" for n in range(400)

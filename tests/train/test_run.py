@@ -3,8 +3,6 @@
 Each runs in one process and on two ranks.
 """
 
-from __future__ import annotations
-
 import os
 import random
 import subprocess
@@ -22,32 +20,7 @@ from herd.train.run import prepare, run_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::herd.data.text_files.DataWarning")
 
-SOUNDS = [
-    "ba",
-    "be",
-    "bi",
-    "bo",
-    "da",
-    "de",
-    "di",
-    "do",
-    "ka",
-    "ke",
-    "ki",
-    "ko",
-    "la",
-    "le",
-    "li",
-    "lo",
-    "ma",
-    "me",
-    "mi",
-    "mo",
-    "na",
-    "ne",
-    "ni",
-    "no",
-]
+SOUNDS = "ba be bi bo da de di do ka ke ki ko la le li lo ma me mi mo na ne ni no".split()
 
 SHARDS = {"student": (1, 2), "instruct": (2,)}
 

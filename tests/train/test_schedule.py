@@ -1,7 +1,5 @@
 """The learning rate: the paper's numbers, then properties."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 
@@ -31,18 +29,9 @@ def configs(draw):
     steps = draw(st.integers(1, 300))
     warmup = draw(st.integers(0, steps))
     decay = draw(st.integers(0, steps - warmup))
+    schedule = {"warmup_steps": warmup, "decay_steps": decay, "min_lr_ratio": draw(st.floats(0, 1))}
     every = draw(st.integers(0, decay)) if decay else 0
-    low = draw(st.floats(0, 1))
-    return toy.flat(
-        steps=steps,
-        batch_size=1,
-        context=1,
-        lr=1.0,
-        warmup_steps=warmup,
-        decay_steps=decay,
-        min_lr_ratio=low,
-        average_every=every,
-    )
+    return toy.flat(steps=steps, batch_size=1, context=1, lr=1.0, average_every=every, **schedule)
 
 
 @given(configs())

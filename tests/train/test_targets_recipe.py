@@ -1,7 +1,5 @@
 """Training from stored targets by a recipe: equal to the objective by hand, resumable, refused when wrong."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """A model, streams and configurations small enough to train in milliseconds."""
 
-from __future__ import annotations
-
 import torch
 
 from herd.data.batch import Batch

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from random import Random
 
@@ -20,15 +18,7 @@ def base(tmp_path_factory):
     rng = Random(0)
     text = " ".join(rng.choice(WORDS) for _ in range(4000))
     tokenizer = Tokenizer.train([f"What is {text}? It is {text}."], 540)
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        dim=64,
-        n_layers=2,
-        n_heads=4,
-        n_kv_heads=2,
-        ffn_dim=96,
-        max_context=512,
-    )
+    config = ModelConfig(tokenizer.vocab_size, 64, 2, 4, 2, 96, max_context=512)
     checkpoint.save_model(folder, LlamaLM(config).init_weights(0, std=0.05), tokenizer)
     return folder
 

@@ -1,7 +1,5 @@
 """What `herd tune inspect` shows is what the stream of training gives to the model."""
 
-from __future__ import annotations
-
 import json
 from html.parser import HTMLParser
 

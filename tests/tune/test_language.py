@@ -1,7 +1,5 @@
 """`herd tune language` end to end on a tiny model with SmolLM2's vocabulary, and its new rows."""
 
-from __future__ import annotations
-
 import json
 import random
 
@@ -19,16 +17,7 @@ from herd.llama.new_rows import train_new_rows
 from herd.text import Tokenizer
 
 CONFIG = ModelConfig(vocab_size=96, dim=32, n_layers=1, n_heads=4, n_kv_heads=2, ffn_dim=48, max_context=64)
-PHRASES = (
-    "設定ファイル",
-    "を編集して",
-    "ください。",
-    "システムの",
-    "管理者は",
-    "パッケージ",
-    "をインストール",
-    "する必要があります。",
-)
+PHRASES = "設定ファイル を編集して ください。 システムの 管理者は パッケージ をインストール する必要があります。".split()
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -4,8 +4,6 @@ TRL's `SFTTrainer` tokenizes the same rows with SmolLM2's vocabulary and the sam
 assistant's part is marked with ``{% generation %}``. The differences that are intended are written in `DIFFERENCES`.
 """
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -103,15 +101,7 @@ def theirs(tokenizer, tmp_path_factory):
     trl, transformers = pytest.importorskip("trl"), pytest.importorskip("transformers")
     datasets = pytest.importorskip("datasets")
     folder = tmp_path_factory.mktemp("trl")
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        dim=16,
-        n_layers=1,
-        n_heads=2,
-        n_kv_heads=1,
-        ffn_dim=16,
-        max_context=512,
-    )
+    config = ModelConfig(tokenizer.vocab_size, 16, 1, 2, 1, 16, max_context=512)
     checkpoint.save_model(folder / "model", LlamaLM(config).init_weights(0), tokenizer)
     end = "{{ '<|im_end|>' + '\\n' }}"
     templates = {}

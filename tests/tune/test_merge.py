@@ -1,7 +1,5 @@
 """Merging: exact in fp32, measured in fewer bits, refused when the update is lost, and GPTQ as the cure."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

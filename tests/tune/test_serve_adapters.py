@@ -1,7 +1,5 @@
 """`herd serve --adapter NAME=FOLDER`: names that chat clients may ask for, and what is refused."""
 
-from __future__ import annotations
-
 import pytest
 
 from herd import checkpoint

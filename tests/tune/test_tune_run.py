@@ -1,7 +1,5 @@
 """`herd tune` from a file of dialogs to the comparison, with adapters and without, resumed, and refused."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
