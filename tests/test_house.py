@@ -1,7 +1,5 @@
 """The structure of the code base: the map is true, files are small, names mean one thing, imports have no circles."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import io
@@ -113,15 +111,9 @@ USED_FROM_OUTSIDE = {
     "extra_repr": "torch calls it to print a layer",
     **dict.fromkeys(
         (
-            "set_up_storage_writer",
-            "set_up_storage_reader",
-            "prepare_local_plan",
-            "prepare_global_plan",
-            "validate_checkpoint_id",
-            "write_data",
-            "read_data",
-            "read_metadata",
-        ),
+            "set_up_storage_writer set_up_storage_reader prepare_local_plan prepare_global_plan "
+            "validate_checkpoint_id write_data read_data read_metadata"
+        ).split(),
         "torch.distributed.checkpoint calls it",
     ),
     "lark": "a user's grammar: herd.Constraint.lark",

@@ -1,7 +1,5 @@
 """Cores and memory that a process may use, read from control groups laid out as Linux lays them out."""
 
-from __future__ import annotations
-
 import gc
 import os
 import subprocess
@@ -39,11 +37,7 @@ V1 = "4:memory:/a\n3:cpu,cpuacct:/a/b\n1:name=systemd:/x\n"
         ("0::/\n", {"cpu.max": "max 100000"}, 16),
         ("0::/\n", {"cpu.max": "200000 100000"}, 2),
         ("0::/\n", {"cpu.max": "50000 100000"}, 1),
-        (
-            "0::/a/b\n",
-            {"cpu.max": "max 100000", "a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"},
-            3,
-        ),
+        ("0::/a/b\n", {"cpu.max": "max 1", "a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
         ("0::/a/b\n", {"a/cpu.max": "300000 100000", "a/b/cpu.max": "200000 100000"}, 2),
         ("0::/not/visible\n", {"cpu.max": "400000 100000"}, 4),
         (V1, {"cpu,cpuacct/a/b/cpu.cfs_quota_us": "250000", "cpu,cpuacct/a/b/cpu.cfs_period_us": "50000"}, 5),
@@ -69,42 +63,27 @@ def test_cores_respect_the_affinity_mask():
 
 
 GB = 10**9
+NO_LIMIT = 9223372036854771712
+"""What control groups of the first version say if there is none."""
+
+
+def first_version(limit: int, used: int, inactive: int) -> dict[str, str]:
+    files = {"limit_in_bytes": limit, "usage_in_bytes": used, "stat": f"total_inactive_file {inactive}"}
+    return {f"memory/a/memory.{name}": str(content) for name, content in files.items()}
+
+
+def second_version(limit: int | str, used: int, inactive: int) -> dict[str, str]:
+    files = {"max": limit, "current": used, "stat": f"anon 5\ninactive_file {inactive}"}
+    return {f"a/memory.{name}": str(content) for name, content in files.items()}
 
 
 @pytest.mark.parametrize(
     "membership, files, total, available",
     [
-        (
-            "0::/a\n",
-            {
-                "a/memory.max": f"{2 * GB}",
-                "a/memory.current": f"{GB}",
-                "a/memory.stat": f"anon 5\ninactive_file {GB // 2}",
-            },
-            2 * GB,
-            3 * GB // 2,
-        ),
+        ("0::/a\n", second_version(2 * GB, GB, GB // 2), 2 * GB, 3 * GB // 2),
         ("0::/\n", {"memory.max": "max", "memory.current": "5", "memory.stat": ""}, None, None),
-        (
-            V1,
-            {
-                "memory/a/memory.limit_in_bytes": f"{3 * GB}",
-                "memory/a/memory.usage_in_bytes": f"{2 * GB}",
-                "memory/a/memory.stat": f"total_inactive_file {GB}",
-            },
-            3 * GB,
-            2 * GB,
-        ),
-        (
-            V1,
-            {
-                "memory/a/memory.limit_in_bytes": "9223372036854771712",
-                "memory/a/memory.usage_in_bytes": "1",
-                "memory/a/memory.stat": "",
-            },
-            None,
-            None,
-        ),
+        (V1, first_version(3 * GB, 2 * GB, GB), 3 * GB, 2 * GB),
+        (V1, first_version(NO_LIMIT, 1, 0), None, None),
     ],
 )
 def test_memory_respects_the_limit_of_the_control_group(
@@ -112,9 +91,8 @@ def test_memory_respects_the_limit_of_the_control_group(
 ):
     import psutil
 
-    monkeypatch.setattr(
-        psutil, "virtual_memory", lambda: type("V", (), {"total": 8 * GB, "available": 7 * GB})
-    )
+    virtual = type("V", (), {"total": 8 * GB, "available": 7 * GB})
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: virtual)
     groups(membership, files)
     assert machine.total_memory() == (total or 8 * GB)
     assert machine.available_memory() == (available or 7 * GB)

@@ -1,7 +1,5 @@
 """Tests on one CUDA device against the CPU. All are skipped if there is none."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -4,8 +4,6 @@ Every test computes the same thing twice in fp32 on the same weights. The CPU re
 float64 elsewhere in the suite, so agreement with the CPU is agreement with them.
 """
 
-from __future__ import annotations
-
 import copy
 
 import pytest
@@ -24,14 +22,7 @@ from herd.train import AdamW, Cosine, TrainConfig, lm, train
 pytestmark = pytest.mark.gpu
 
 CONFIG = ModelConfig(
-    vocab_size=512,
-    dim=256,
-    n_layers=3,
-    n_heads=8,
-    n_kv_heads=2,
-    ffn_dim=512,
-    max_context=1024,
-    rope_scaling=RopeScaling(factor=8.0, original_context=64),
+    512, 256, 3, 8, 2, 512, max_context=1024, rope_scaling=RopeScaling(factor=8.0, original_context=64)
 )
 TOLERANCE = 2e-4
 """Of logits of size about 1: two orders of summation in fp32, three layers deep."""

@@ -1,7 +1,5 @@
 """Plans: the same work on every machine, possible in every part, and recipes that `herd train` accepts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

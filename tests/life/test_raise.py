@@ -1,7 +1,5 @@
 """All stages of a quick run, and a run that was interrupted twice and ends with the same bits."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

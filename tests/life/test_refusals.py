@@ -1,7 +1,5 @@
 """A run that is resumed goes on with the text and the options it began with, or says what changed."""
 
-from __future__ import annotations
-
 import io
 import random
 import re

@@ -1,7 +1,5 @@
 """Claims about the leak: figures compared with published ones, and the verb without torch or weights."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Machines by name, the user's own file, and one-line errors for mistakes in it."""
 
-from __future__ import annotations
-
 import pytest
 
 from herd.errors import HerdError, PlanError

@@ -1,8 +1,6 @@
 """Numeric options of all planning verbs: finite numbers are accepted, everything else is refused in one
 line."""
 
-from __future__ import annotations
-
 import json
 import math
 

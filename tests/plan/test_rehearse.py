@@ -1,7 +1,5 @@
 """A rehearsal trains for real, respects the free memory, and writes a valid shell script."""
 
-from __future__ import annotations
-
 import math
 import subprocess
 

@@ -1,7 +1,5 @@
 """Operators add up to the model's own counts. Rooflines bend where they must."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import subprocess

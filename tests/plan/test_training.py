@@ -1,8 +1,6 @@
 """Training plans: bytes as the trainer counts them, time that behaves, published runs met, impossible asks
 refused."""
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """`herd plan serve --print vllm`: commands whose numbers are the plan's, on one node, on several, and quantized."""
 
-from __future__ import annotations
-
 import re
 import shlex
 

@@ -1,8 +1,6 @@
 """Ways of running a model: bytes against the allocator, times against sums by hand, answers to impossible
 wishes."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -325,19 +323,7 @@ def test_sample_text_takes_the_predicted_time():
         ["run", "--size", "70b", "--machine", "2xRTX4090", "--context", "4k"],
         ["run", "--size", "405B", "--machine", "2xRTX4090"],
         ["run", "--price", "1500", "--watts", "120"],
-        [
-            "serve",
-            "--machine",
-            "8xH100",
-            "--users",
-            "50",
-            "--prompt",
-            "2k",
-            "--answer",
-            "400",
-            "--p95-ttft",
-            "1s",
-        ],
+        "serve --machine 8xH100 --users 50 --prompt 2k --answer 400 --p95-ttft 1s".split(),
         ["serve", "--users", "3"],
         ["finetune", "--size", "1B", "--machine", "here", "--tokens", "1M"],
         ["draft", "--size", "8B", "--draft", "1B"],

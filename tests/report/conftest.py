@@ -1,7 +1,5 @@
 """The example run, importable from the tests of this folder."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 `python tests/report/example_run.py FOLDER` writes one.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import random
@@ -164,29 +162,13 @@ def make(folder: Path, seed: int = 0) -> Path:
                                                   "max_position_embeddings": context})  # fmt: skip
             (folder / name / "model.safetensors").write_bytes(b"\0" * 4000)
         if name == "long":
-            record["gates"] = [
-                {
-                    "name": "needle at 1,024 tokens",
-                    "passed": True,
-                    "value": 0.91,
-                    "bar": "≥ 0.8",
-                    "unit": "fraction",
-                },
-                {
-                    "name": "needle at 2,048 tokens",
-                    "passed": False,
-                    "value": 0.62,
-                    "bar": 0.8,
-                    "unit": "fraction",
-                },
-                {
-                    "name": "short-context loss",
-                    "passed": True,
-                    "value": 2.391,
-                    "bar": 2.45,
-                    "unit": "nats/token",
-                },
-            ]
+            gates = (
+                ("needle at 1,024 tokens", True, 0.91, "≥ 0.8", "fraction"),
+                ("needle at 2,048 tokens", False, 0.62, 0.8, "fraction"),
+                ("short-context loss", True, 2.391, 2.45, "nats/token"),
+            )
+            fields = ("name", "passed", "value", "bar", "unit")
+            record["gates"] = [dict(zip(fields, gate, strict=True)) for gate in gates]
             record["notes"] = ["stopped at 1,024 tokens: the needle gate at 2,048 was not passed"]
         write(folder / "stages" / name / "stage.json", record)
     write(folder / "scores.json", scores(rng))

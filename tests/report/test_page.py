@@ -1,8 +1,6 @@
 """The page of a run: whole, self-contained, the right numbers in it, and never failing on what is missing or
 broken."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -128,19 +126,10 @@ def test_the_student_and_its_control_share_a_chart(example):
     )
 
 
-PARTS = [
-    "run.json",
-    "machine.json",
-    "scores.json",
-    "samples.json",
-    "stages/tokenizer",
-    "stages/teacher/metrics.jsonl",
-    "stages/long/stage.json",
-    "stages/student",
-    "teacher/herd.json",
-    "long/config.json",
-    "instruct",
-]
+PARTS = (
+    "run.json machine.json scores.json samples.json stages/tokenizer stages/teacher/metrics.jsonl "
+    "stages/long/stage.json stages/student teacher/herd.json long/config.json instruct"
+).split()
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -155,15 +144,10 @@ def test_any_part_may_be_missing(example, part):
 )
 @pytest.mark.parametrize(
     "part",
-    [
-        "run.json",
-        "machine.json",
-        "scores.json",
-        "samples.json",
-        "stages/teacher/stage.json",
-        "teacher/herd.json",
-        "stages/teacher/metrics.jsonl",
-    ],
+    (
+        "run.json machine.json scores.json samples.json stages/teacher/stage.json teacher/herd.json "
+        "stages/teacher/metrics.jsonl"
+    ).split(),
 )
 def test_any_part_may_be_broken_and_the_page_names_it(example, part, content):
     (example / part).write_bytes(content)
@@ -193,38 +177,20 @@ loose = st.recursive(
 )
 
 
+STAGE = """
+    seconds tokens flops peak_rss_bytes n_params gates notes model title predicted_seconds bytes_per_token vocab_size
+"""
+
+
+def records(names: str, values=loose):
+    return st.dictionaries(st.sampled_from(names.split()), values)
+
+
 @given(
-    stage=st.dictionaries(
-        st.sampled_from(
-            [
-                "seconds",
-                "tokens",
-                "flops",
-                "peak_rss_bytes",
-                "n_params",
-                "gates",
-                "notes",
-                "model",
-                "title",
-                "predicted_seconds",
-                "bytes_per_token",
-                "vocab_size",
-            ]
-        ),
-        loose,
-    ),
-    plan=st.dictionaries(
-        st.sampled_from(["name", "seed", "mode", "stages", "created", "text", "predicted_seconds", "speeds"]),
-        loose,
-    ),
-    where=st.dictionaries(
-        st.sampled_from(["machine", "commit"]),
-        st.dictionaries(st.sampled_from(["cpu", "cores", "isa", "memory_bytes", "hash", "dirty"]), loose)
-        | loose,
-    ),
-    score=st.dictionaries(
-        st.sampled_from(["model", "name", "value", "unit", "lo", "hi", "n", "detail"]), loose
-    ),
+    stage=records(STAGE),
+    plan=records("name seed mode stages created text predicted_seconds speeds"),
+    where=records("machine commit", records("cpu cores isa memory_bytes hash dirty") | loose),
+    score=records("model name value unit lo hi n detail"),
 )
 @settings(
     max_examples=60,

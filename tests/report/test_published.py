@@ -1,7 +1,5 @@
 """Published scores: the file against the primary source, and its own sense."""
 
-from __future__ import annotations
-
 import csv
 import subprocess
 import sys

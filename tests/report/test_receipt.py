@@ -1,7 +1,5 @@
 """Receipts: they are written completely or not at all, read back unchanged, and need no torch."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

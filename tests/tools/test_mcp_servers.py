@@ -1,7 +1,5 @@
 """MCP servers of the operator's file: their tools, and servers that crash, flood, lie or leave processes behind."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Hostile programs: each must end with a reason, and the machine must not notice."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

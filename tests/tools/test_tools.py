@@ -1,7 +1,5 @@
 """Calculator against Python's own exact arithmetic, dates against datetime, the registry and the loop."""
 
-from __future__ import annotations
-
 import datetime
 from fractions import Fraction
 
