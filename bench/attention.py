@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from common import bench_parser, save_receipt
+from common import at_least, bench_parser, save_receipt
 from herd.engine.memory import PREFILL_TOKENS
 from herd.evals.speed import alternate, paired
 from herd.kernels.bandwidth import MemoryReader
@@ -103,7 +103,7 @@ def compared(name: str, ours: list[float], limit: list[float], unit: str, bar: f
     share, low, high = paired(limit, ours)
     return {
         name: Value(statistics.median(ours) / 1e9, unit),
-        f"{name}: share": Value(share, "1", lo=low, hi=high, bar=f"≥ {bar}", passed=share >= bar),
+        f"{name}: share": at_least(bar, share, "1", low, high),
     }
 
 
@@ -137,7 +137,6 @@ def main() -> None:
             print({name: round(value.value, 3) for name, value in list(values.items())[-3:]}, flush=True)
     save_receipt(
         "attention",
-        commit=args.commit,
         what="attention over the paged cache at 8B width, one layer at a time",
         values=values,
         seed=SEED,

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from common import WORK, bench_parser, save_receipt
+from common import WORK, at_least, bench_parser, save_receipt
 from herd import checkpoint
 from herd.data.corpus import load_corpus
 from herd.evals.bootstrap import ratio_interval
@@ -101,10 +101,9 @@ def main() -> None:
             gap.value, "nats/token", lo=gap.lo, hi=gap.hi, bar="> 0", passed=gap.lo > 0
         )
     times = float(found["Q4_K"].kl.sum() / found["Q8_0"].kl.sum())
-    values["KL of Q4_K over that of Q8_0"] = Value(times, "×", bar=f"≥ {MUCH}", passed=times >= MUCH)
+    values["KL of Q4_K over that of Q8_0"] = at_least(MUCH, times, "×")
     save_receipt(
         "bits-order",
-        commit=args.commit,
         what="KL from the original by format and rounding, on a trained model",
         values=values,
         seed=0,

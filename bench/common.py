@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +77,53 @@ def receipt_path(name: str, *, commit: bool) -> Path:
     return (COMMITTED if commit else UNCOMMITTED) / f"{name}.json"
 
 
+def run_quietly(command: Sequence[str], seconds: float | None = None) -> int | None:
+    """Run a command without its output, and return its exit code. None: it was killed after so many seconds.
+
+    SIGKILL goes to its whole process group.
+    """
+    quiet = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return None
+
+
+def at_most(
+    bar: float, value: float, unit: str, lo: float | None = None, hi: float | None = None, *, shown: str = ""
+) -> Value:
+    """Return a value that must be at most ``bar``, which the receipt names as ``shown`` if that is given."""
+    return Value(value, unit, lo, hi, shown or f"≤ {bar:,g}", value <= bar)
+
+
+def at_least(bar: float, value: float, unit: str, lo: float | None = None, hi: float | None = None) -> Value:
+    """Return a value that must be at least ``bar``."""
+    return Value(value, unit, lo, hi, f"≥ {bar:,g}", value >= bar)
+
+
+def exactly(wanted: int, value: int, unit: str, *, shown: str = "") -> Value:
+    """Return a value that must be ``wanted``."""
+    return Value(value, unit, bar=shown or f"= {wanted}", passed=value == wanted)
+
+
 def save_receipt(
-    name: str, *, commit: bool, what: str, values: Mapping[str, Value | tuple[Any, str]], **more: Any
+    name: str,
+    *,
+    what: str,
+    values: Mapping[str, Value | tuple[Any, str]],
+    commit: bool | None = None,
+    **more: Any,
 ) -> Path:
     """Write a receipt, print its values with their verdicts and its path, and return the path.
 
-    The command that it names is the one that runs now, without ``--commit``. With ``HERD_ISA`` the name ends with
-    that instruction set: an older one, measured on this processor. ``more``: seed, rivals, notes.
+    It is committed if the command line has ``--commit``, unless ``commit`` says otherwise. The command that it names
+    is the one that runs now, without that option. With ``HERD_ISA`` the name ends with that instruction set: an older
+    one, measured on this processor. ``more``: seed, rivals, notes.
     """
+    commit = "--commit" in sys.argv if commit is None else commit
     words = [word for word in sys.argv[1:] if word != "--commit"]
     command = shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *words])
     if isa := os.environ.get("HERD_ISA"):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from common import WORK, bench_parser, save_receipt
+from common import WORK, at_most, bench_parser, save_receipt
 from herd import checkpoint
 from herd.llama.config import SIZES
 from herd.quant import scheme
@@ -137,9 +137,7 @@ def main() -> None:
     values: dict[str, Value] = {}
     for name in CALLS:
         found = state[name]
-        values[f"{name}: peak memory"] = Value(
-            found["peak"], "bytes", bar="≤ 3 GiB", passed=found["peak"] <= LIMIT
-        )
+        values[f"{name}: peak memory"] = at_most(LIMIT, found["peak"], "bytes", shown="≤ 3 GiB")
         values[f"{name}: time"] = Value(found["seconds"], "s")
         values[f"{name}: pace"] = Value(config.nbytes(2.0) / found["seconds"] / 1e9, "GB/s of bf16")
     load = state["load"]
@@ -148,16 +146,13 @@ def main() -> None:
     )
     values["first load, which hashes the file: time"] = Value(state["first load"]["seconds"], "s")
     copies = (load["peak"] - load["before"]) / scheme("q4").nbytes(config)
-    values["load of the Q4_0 folder: memory over its weights"] = Value(
-        copies, "×", bar="≤ 1.1", passed=copies <= 1.1
-    )
+    values["load of the Q4_0 folder: memory over its weights"] = at_most(1.1, copies, "×")
     resumed = state["killed"]
     values["killed and resumed: tensors kept"] = Value(resumed["kept"], f"of {resumed['tensors']}")
     values["killed and resumed: time of the rest"] = Value(resumed["seconds"], "s")
     values["killed and resumed: same bytes"] = Value(state["same"], "1", bar="= 1", passed=state["same"])
     save_receipt(
         "conversion",
-        commit=args.commit,
         what=f"Conversions of an {args.size} folder in bf16 ({config.nbytes(2.0) / 1e9:.1f} GB) stream",
         values=values,
         seed=SEED,

@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
-from typing import Any
 
+import httpx
 from playwright.sync_api import sync_playwright
 
 from page import CHROMIUM
+from servers import free_port, process, wait_for
 
 TOOL = '''
 import subprocess
@@ -41,8 +37,7 @@ AFTERWARDS = 8
 
 def main() -> None:
     program, question = sys.argv[1:]
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     environment = {
         "DATA_DIR": str(Path.cwd() / "data"), "OPENAI_API_BASE_URL": os.environ["HERD_URL"],
@@ -50,24 +45,15 @@ def main() -> None:
         "ENABLE_OLLAMA_API": "False", "OFFLINE_MODE": "True", "RAG_EMBEDDING_ENGINE": "openai",
         "ANONYMIZED_TELEMETRY": "False", "DO_NOT_TRACK": "True",
     }  # fmt: skip
-    log = Path("webui.log")
-    with log.open("w") as out:
-        server = subprocess.Popen(
-            [program, "serve", "--host", "127.0.0.1", "--port", str(port)], env=os.environ | environment,
-            stdout=out, stderr=out, start_new_session=True,
-        )  # fmt: skip
-    try:
-        wait_for(f"{url}/health", server)
-        token = post(f"{url}/api/v1/auths/signin", {"email": "", "password": ""})["token"]
+    words = (program, "serve", "--host", "127.0.0.1", "--port", str(port))
+    with process(*words, log=Path("webui.log"), **environment) as server, httpx.Client(timeout=60) as client:
+        wait_for(f"{url}/health", server, START_SECONDS)
+        signed_in = client.post(f"{url}/api/v1/auths/signin", json={"email": "", "password": ""})
+        token = signed_in.raise_for_status().json()["token"]
         tool = {"id": "shell", "name": "Shell", "content": TOOL, "meta": {"description": "Run a command."}}
-        post(f"{url}/api/v1/tools/create", tool, token)
+        headers = {"authorization": f"Bearer {token}"}
+        client.post(f"{url}/api/v1/tools/create", json=tool, headers=headers).raise_for_status()
         print(answer_of(url, token, question))
-    except BaseException:
-        print(log.read_text()[-3000:])
-        raise
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(20)
 
 
 def answer_of(url: str, token: str, question: str) -> str:
@@ -91,27 +77,6 @@ def answer_of(url: str, token: str, question: str) -> str:
             text = page.inner_text("body")
         browser.close()
     return text
-
-
-def wait_for(url: str, server: subprocess.Popen[Any]) -> None:
-    """Wait until a server answers."""
-    deadline = time.monotonic() + START_SECONDS
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("Open WebUI does not answer") from None
-            time.sleep(0.5)
-
-
-def post(url: str, body: dict[str, Any], token: str = "") -> Any:
-    """Return the JSON answer to a JSON body."""
-    headers = {"content-type": "application/json", "authorization": f"Bearer {token}"}
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=60) as response:
-        return json.load(response)
 
 
 if __name__ == "__main__":

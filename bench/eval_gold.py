@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import DATA, bench_parser, save_receipt
+from common import DATA, bench_parser, exactly, save_receipt
 from herd.evals.tasks import SUITES, Data, make_task
 from herd.report.receipt import Value
 
@@ -45,12 +45,11 @@ def main() -> None:
             )
             key, possible = f"{name}_{mode}", n - len(without)
             bar = f"{possible} of {n}" + (f", {len(without)} contradict themselves" if without else "")
-            values[f"{key}_gold"] = Value(right, "items", bar=bar, passed=right == possible)
-            values[f"{key}_wrong"] = Value(wrong, "items", bar="0", passed=wrong == 0)
+            values[f"{key}_gold"] = exactly(possible, right, "items", shown=bar)
+            values[f"{key}_wrong"] = exactly(0, wrong, "items")
     if args.tasks is None:
         save_receipt(
             "eval_gold",
-            commit=args.commit,
             what="judges on all real items: gold answers accepted, wrong answers accepted",
             values=values,
             notes="no answer can be right: "

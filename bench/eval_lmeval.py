@@ -18,7 +18,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from common import DATA, ROOT, bench_parser, save_receipt
+from common import DATA, ROOT, at_least, bench_parser, save_receipt
 from herd.evals.local import CheckpointModel
 from herd.evals.tasks import Rank
 from herd.files import write_atomically
@@ -99,7 +99,7 @@ def without(text: str, tokenizer: Tokenizer) -> str:
 
 def receipt(results: dict[str, Any], args: argparse.Namespace, n: int, same: int) -> None:
     values: dict[str, Value | tuple[Any, str]] = {
-        "same_decisions": Value(same / n, "fraction", bar=f"≥ {BAR}", passed=same / n >= BAR),
+        "same_decisions": at_least(BAR, same / n, "fraction"),
         "items": (n, "items"),
         "ties_among_the_different": (sum(result["ties"] for result in results.values()), "items"),
         "largest_difference": (max(result["nats"] for result in results.values()), "nats"),
@@ -111,7 +111,6 @@ def receipt(results: dict[str, Any], args: argparse.Namespace, n: int, same: int
     different = {name: result["examples"][:3] for name, result in results.items() if result["examples"]}
     save_receipt(
         "eval_lmeval",
-        commit=args.commit,
         what="per-item decisions of herd eval and of lm-eval on transformers, leak suite, fp32",
         values=values,
         seed=0,

@@ -19,15 +19,13 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from common import bench_parser, save_receipt
+from common import at_least, bench_parser, exactly, run_quietly, save_receipt
 from herd import checkpoint
 from herd.checkpoint import Lineage
 from herd.data.builtin import read_parallel
@@ -58,7 +56,6 @@ def main() -> None:
         shutil.rmtree(folder)
     save_receipt(
         "eval-robust",
-        commit=options.commit,
         what="herd eval with hostile answers, and killed with kill -9 and resumed",
         values=values,
         seed=options.seed,
@@ -97,11 +94,11 @@ def hostile_answers(folder: Path) -> dict[str, Value]:
     touched = [made.exists(), not kept.exists() or kept.read_text() != "here", any(sandboxes.iterdir())]
     return {
         "hostile_answers": Value(n, "answers"),
-        "counted_as_right": Value(len(passed), "answers", bar="0", passed=not passed),
-        "failed_without_a_reason": Value(len(unexplained), "answers", bar="0", passed=not unexplained),
+        "counted_as_right": exactly(0, len(passed), "answers"),
+        "failed_without_a_reason": exactly(0, len(unexplained), "answers"),
         "files_made_changed_or_left": Value(sum(touched), "files", bar="0", passed=not any(touched)),
         "processes_left": Value(alive := running_in(sandboxes), "processes", bar="0", passed=alive == 0),
-        "connections": Value(callers, "connections", bar="0", passed=callers == 0),
+        "connections": exactly(0, callers, "connections"),
     }
 
 
@@ -121,7 +118,7 @@ def killed(folder: Path, kills: int, randomness: random.Random) -> dict[str, Val
     """Compare evaluations that are killed and resumed with one that is not disturbed."""
     model = random_checkpoint(folder / "model")
     began = time.monotonic()
-    if code := start(model, folder / "whole").wait():
+    if code := run_quietly(command(model, folder / "whole")):
         raise SystemExit(f"the undisturbed evaluation ended with exit code {code}")
     length = time.monotonic() - began
     expected = scores(folder / "whole")
@@ -132,16 +129,11 @@ def killed(folder: Path, kills: int, randomness: random.Random) -> dict[str, Val
         rounds += 1
         out = folder / f"killed{rounds}"
         for _ in range(4):  # some kills hit the start, some the middle, some what an earlier one left over
-            process = start(model, out)
-            try:
-                process.wait(randomness.uniform(0.1 * length, length))
+            if run_quietly(command(model, out), randomness.uniform(0.1 * length, length)) is not None:
                 break
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
             done += 1
             half_done += any(out.glob("*.jsonl"))
-        if code := start(model, out).wait():
+        if code := run_quietly(command(model, out)):
             raise SystemExit(f"{out.name}: the resumed evaluation ended with exit code {code}")
         different += scores(out) != expected
         for path in sorted(out.glob("*.jsonl")):
@@ -150,12 +142,12 @@ def killed(folder: Path, kills: int, randomness: random.Random) -> dict[str, Val
             missing += len(set(wanted) - set(ids))
         print(f"{out.name}: {done} kills so far, {different} different", flush=True)
     return {
-        "kills": Value(done, "kills", bar=f"≥ {kills}", passed=done >= kills),
+        "kills": at_least(kills, done, "kills"),
         "kills_with_items_on_disk": Value(half_done, "kills"),
         "evaluations_resumed": Value(rounds, "evaluations"),
-        "with_other_scores": Value(different, "evaluations", bar="0", passed=different == 0),
-        "items_twice": Value(twice, "items", bar="0", passed=twice == 0),
-        "items_missing": Value(missing, "items", bar="0", passed=missing == 0),
+        "with_other_scores": exactly(0, different, "evaluations"),
+        "items_twice": exactly(0, twice, "items"),
+        "items_missing": exactly(0, missing, "items"),
     }
 
 
@@ -168,11 +160,8 @@ def random_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def start(model: Path, out: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "herd", "eval", str(model), "--tasks", TASKS, "--out", str(out)]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
+def command(model: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "herd", "eval", str(model), "--tasks", TASKS, "--out", str(out)]
 
 
 def scores(folder: Path) -> dict[str, object]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from common import DATA, ROOT, bench_parser, save_receipt
+from common import DATA, ROOT, at_least, bench_parser, save_receipt
 from herd.evals.local import CheckpointModel
 from herd.files import write_atomically
 from herd.llama import ModelConfig
@@ -110,16 +110,13 @@ def receipt(results: dict[str, Any], args: argparse.Namespace) -> None:
     values: dict[str, Value | tuple[Any, str]] = {}
     for name, result in results.items():
         bar = BARS[name]
-        values[f"{name}_speedup"] = Value(
-            result["ratio"], "x", bar=f"≥ {bar:g}", passed=result["ratio"] >= bar
-        )
+        values[f"{name}_speedup"] = at_least(bar, result["ratio"], "x")
         values[f"{name}_herd"] = (result["herd"], "s")
         values[f"{name}_lm_eval"] = (result["lm_eval"], "s")
         values[f"{name}_same"] = (result["same"], f"of {result['items']} decisions")
     params = next(iter(results.values()))["params"]
     save_receipt(
         "eval_speed",
-        commit=args.commit,
         what="herd eval compared with lm-eval --model hf on the CPU: same items, shots, scores",
         values=values,
         seed=0,

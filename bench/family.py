@@ -172,7 +172,6 @@ def main() -> None:
     seeds = ", ".join(str(run["seed"]) for run in runs)
     save_receipt(
         options.name,
-        commit=options.commit,
         what=f"families of `herd raise`, seeds {seeds}: mean, with the lowest and the highest run",
         values=values,
         seed=SEED,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common import DATA, bench_parser, save_receipt
+from common import DATA, bench_parser, exactly, save_receipt
 from herd.cli import run as herd
 from herd.evals.compare import compare
 from herd.evals.results import read_evaluation
@@ -45,7 +45,7 @@ def main() -> None:
             must(["eval", "fidelity", model, *parent, "--limit", str(TEXTS), *data, *out])
     folders = [run / "evals" / name for name in MODELS]
     must(["eval", "compare", *map(str, folders), "--out", str(run / "evals")])
-    receipt(folders, args.commit)
+    receipt(folders)
 
 
 def must(args: list[str]) -> None:
@@ -53,14 +53,14 @@ def must(args: list[str]) -> None:
         raise SystemExit(f"herd {' '.join(args)}: exit code {code}")
 
 
-def receipt(folders: list[Path], commit: bool) -> None:
+def receipt(folders: list[Path]) -> None:
     """Record the main figures with their intervals, and how many differences hold."""
     evaluations = [read_evaluation(folder) for folder in folders]
     comparison = compare(evaluations)
     asked = [row for evaluation in evaluations for row in evaluation.tasks]
     done = sum(row.status == "done" for row in asked)
     values = {
-        "models": Value(len(folders), "models", bar=f"{len(MODELS)}", passed=len(folders) == len(MODELS)),
+        "models": exactly(len(MODELS), len(folders), "models"),
         "tasks_done": Value(done, f"of {len(asked)} rows; the others say why not"),
         "differences_that_stand": Value(
             sum(d.stands for d in comparison.differences),
@@ -73,7 +73,6 @@ def receipt(folders: list[Path], commit: bool) -> None:
                 values[f"{name.replace('-', '_')}_{row.task}"] = value(score)
     save_receipt(
         "eval-family",
-        commit=commit,
         what="a family with its q8 and q4: tools, long, multilingual, fidelity to instruct",
         values=values,
         seed=0,

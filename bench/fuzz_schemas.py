@@ -17,10 +17,9 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from common import bench_parser, save_receipt
+from common import bench_parser, exactly, save_receipt
 from herd.engine.constraint import Constraint, Guide
 from herd.errors import EngineError
-from herd.report.receipt import Value
 from herd.text import Tokenizer
 from herd.text.ranks_tokenizer import RanksTokenizer
 
@@ -59,12 +58,9 @@ def main() -> None:
         print(f"refused {count:5} times: {reason}")
     save_receipt(
         "fuzz-schemas",
-        commit=args.commit,
         what=f"{args.n} random JSON schemas, {ANSWERS} random answers each, judged by jsonschema",
         values={
-            "invalid answers": Value(
-                outcomes["invalid"], "answers", bar="0", passed=outcomes["invalid"] == 0
-            ),
+            "invalid answers": exactly(0, outcomes["invalid"], "answers"),
             "valid answers": (outcomes["valid"], "answers"),
             f"answers longer than {MAX_TOKENS} bytes, not judged": (outcomes["long"], "answers"),
             "dead ends": (outcomes["dead end"], "answers"),

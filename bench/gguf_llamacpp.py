@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 import herd
-from common import ROOT, bench_parser, save_receipt
+from common import ROOT, at_most, bench_parser, exactly, save_receipt
 from contestant import Contestant
 from herd import checkpoint
 from herd.checkpoint.gguf import GGUF
@@ -83,9 +83,7 @@ def measure(rival: Contestant, folder: Path, work: Path, label: str) -> dict[str
         ours == theirs
         for ours, theirs in zip([tokenizer.encode(t, bos=True) for t in TEXTS], tokenized["ids"], strict=True)
     ]
-    values[f"texts tokenized alike{label}"] = Value(
-        sum(equal), "texts", bar=f"= {len(TEXTS)}", passed=all(equal)
-    )
+    values[f"texts tokenized alike{label}"] = exactly(len(TEXTS), sum(equal), "texts")
     for name, (their_ids, their_logits) in zip(FORMATS, runs, strict=True):
         checkpoint.import_gguf(work / f"{name}.gguf", work / name)
         model = checkpoint.load_model(work / name, dtype=torch.float32)
@@ -124,8 +122,8 @@ def imports(rival: Contestant, work: Path, prompt: list[int], label: str) -> dic
         checkpoint.export_gguf(work / f"plain-{name}", work / f"plain-{name}.gguf", "f32")
         _, theirs = run_theirs(rival, work / f"plain-{name}.gguf", prompt, 1)
         far = float(np.abs(mine - theirs).max())
-        values[f"llama.cpp's {name}: largest difference of logits{label}"] = Value(
-            far, "logits", bar="≤ 1e-3", passed=far <= 1e-3
+        values[f"llama.cpp's {name}: largest difference of logits{label}"] = at_most(
+            1e-3, far, "logits", shown="≤ 1e-3"
         )
     for name in ("Q8_0", "Q4_0"):
         mine, theirs = GGUF(work / f"{name.lower()}.gguf"), GGUF(work / f"their-{name}.gguf")
@@ -135,8 +133,8 @@ def imports(rival: Contestant, work: Path, prompt: list[int], label: str) -> dic
         alike = sum(
             a.format == b.format and torch.equal(mine.rows(a.name), theirs.rows(b.name)) for a, b in pairs
         )
-        values[f"{name} tensors with llama.cpp's very bytes{label}"] = Value(
-            alike, f"of {len(pairs)}", bar=f"= {len(pairs)}", passed=alike == len(pairs)
+        values[f"{name} tensors with llama.cpp's very bytes{label}"] = exactly(
+            len(pairs), alike, f"of {len(pairs)}"
         )
     return values
 
@@ -168,7 +166,6 @@ def main() -> None:
         more = measure(rival, scaled(args.folder, Path(second) / "scaled"), Path(second), " (scaled RoPE)")
     save_receipt(
         "gguf-llamacpp",
-        commit=args.commit,
         what="GGUF between Herd and llama.cpp, both ways",
         values=values | more,
         rivals={"llama-cpp-python": version},

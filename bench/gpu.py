@@ -260,7 +260,7 @@ STEPS: dict[str, tuple[Callable[[], Figures], int]] = {
 """The steps with the seconds after which each is stopped, the most important ones first."""
 
 
-def measure_step(name: str, *, commit: bool) -> None:
+def measure_step(name: str) -> None:
     """Run one step in this process, print its figures and write its receipt."""
     import torch
 
@@ -268,7 +268,6 @@ def measure_step(name: str, *, commit: bool) -> None:
     figures = STEPS[name][0]()
     save_receipt(
         f"gpu-{name}",
-        commit=commit,
         what=f"{name} on one {device}, torch {torch.__version__}",
         values={what: (value, unit) for what, (value, unit) in figures.items()},
         seed=0,
@@ -311,7 +310,7 @@ def main() -> int:
         return 0
     if args.step is None:
         return measure_all(commit=args.commit)
-    measure_step(args.step, commit=args.commit)
+    measure_step(args.step)
     return 0
 
 

@@ -78,7 +78,7 @@ def coverage(case: Case, seed: int) -> float:
 
 def main() -> None:
     """Measure every case, print, write the receipt."""
-    args = bench_parser(__doc__).parse_args()
+    bench_parser(__doc__).parse_args()
     values = {}
     for number, case in enumerate(CASES):
         found = coverage(case, SEED + number)
@@ -86,7 +86,6 @@ def main() -> None:
         print(f"{case.what}: {100 * found:.1f} %", flush=True)
     save_receipt(
         "interval-coverage",
-        commit=args.commit,
         what=f"95 % intervals of paired differences: coverage of the true one, {PAIRS:,} pairs per case",
         values=values,
         seed=SEED,

@@ -9,17 +9,15 @@ every kill, each checkpoint folder that exists must load: no incomplete folder m
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from common import bench_parser, save_receipt
+from common import at_least, bench_parser, exactly, run_quietly, save_receipt
 from herd.checkpoint import checkpoint_hash, load_model
 from herd.report.receipt import Value
 
@@ -47,15 +45,6 @@ def stage_of(folder: Path) -> str:
     return next((s for s in order if not (folder / "stages" / s / "stage.json").exists()), "end")
 
 
-def start(runs: Path, name: str, seed: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command(runs, name, seed),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
 def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--kills", type=int, default=20)
@@ -78,32 +67,26 @@ def main() -> None:
             # Twice in each life, the second time sooner: starting costs seconds, and what is done is not done
             # again.
             for longest in (length, length / 2):
-                process = start(runs, name, options.seed)
                 patience = randomness.uniform(0.15 * length, longest)
-                try:
-                    process.wait(patience)
+                if run_quietly(command(runs, name, options.seed), patience) is not None:
                     continue  # it was done before its time came
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
                 kills += 1
                 stage = stage_of(runs / name)
                 stages[stage] = stages.get(stage, 0) + 1
                 now = hashes(runs / name)
                 broken += sum(now[m] != expected[m] for m in now)
                 print(f"kill {kills}: after {patience:.1f} s in {stage}", flush=True)
-            if code := start(runs, name, options.seed).wait():
+            if code := run_quietly(command(runs, name, options.seed)):
                 raise SystemExit(f"{name}: a resumed run ended with exit code {code}")
             different = [m for m, h in hashes(runs / name).items() if h != expected[m]]
             broken += len(different)
             print(f"{name}: done, {'identical' if not different else f'DIFFERENT: {different}'}", flush=True)
         save_receipt(
             "kill-resume",
-            commit=options.commit,
             what="`herd raise --quick` killed at random and resumed: weights of an undisturbed run",
             values={
-                "kills": Value(kills, "kills", bar="≥ 20", passed=kills >= 20),
-                "different": Value(broken, "checkpoints", bar="0", passed=broken == 0),
+                "kills": at_least(20, kills, "kills"),
+                "different": exactly(0, broken, "checkpoints"),
                 "lives": Value(rounds, "runs brought to their end"),
                 **{f"in_{stage}": Value(n, "kills") for stage, n in stages.items()},
             },

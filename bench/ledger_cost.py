@@ -35,7 +35,7 @@ def microseconds(work: Callable[[], object], count: int) -> float:
 
 
 def main() -> None:
-    arguments = bench_parser(__doc__).parse_args()
+    bench_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "serve.db")
         first_admin_key(store, "bench")
@@ -80,7 +80,7 @@ def main() -> None:
         authenticator.close()
         store.close()
     what = "CPU time of keys and ledger: for each request, and for each token (advance, revocation_check)"
-    save_receipt("ledger-cost", commit=arguments.commit, what=what, values=values)
+    save_receipt("ledger-cost", what=what, values=values)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import torch
 
-from common import bench_parser, save_receipt
+from common import at_most, bench_parser, exactly, save_receipt
 from herd.engine.cache import PagedCache
 from herd.engine.memory import nbytes
 from herd.evals.speed import cache_read, weights_read
@@ -87,9 +87,7 @@ def main() -> None:
     nbytes_read = weights_read(model) + cache_read(config, "int8", context)
     total = sum(expected.values())
     values = {
-        "tokens in the cache": Value(
-            context, "tokens", bar=f"= {config.max_context}", passed=context == config.max_context
-        ),
+        "tokens in the cache": exactly(config.max_context, context, "tokens"),
         "decode": Value(1 / step, "tokens/s"),
         "time per token": Value(step, "s"),
         "bytes read per token": Value(nbytes_read, "bytes"),
@@ -100,14 +98,13 @@ def main() -> None:
         "tensors over the formulas": Value(
             held / total, "×", bar="1 ± 0.02", passed=abs(held / total - 1) <= 0.02
         ),
-        "peak memory": Value(peak, "bytes", bar="≤ 24 GiB", passed=peak <= 24 << 30),
+        "peak memory": at_most(24 << 30, peak, "bytes", shown="≤ 24 GiB"),
         "peak over formulas and process": Value(
             peak / (total + before), "×", bar="1 ± 0.05", passed=abs(peak / (total + before) - 1) <= 0.05
         ),
     }
     save_receipt(
         "long-context",
-        commit=args.commit,
         what=f"{args.size} shape, {plan.linears.name}, decoding behind {context:,} tokens of an int8 cache",
         values=values,
         seed=SEED,

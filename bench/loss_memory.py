@@ -22,7 +22,7 @@ import time
 
 import psutil
 
-from common import bench_parser, save_receipt
+from common import at_least, at_most, bench_parser, save_receipt
 from contestant import Contestant
 
 N, D, V, SEED = 8192, 512, 128_256, 0
@@ -105,13 +105,11 @@ def main() -> None:
         )
     for process in processes.values():
         process.close()
-    report(turns, arguments.threads, arguments.commit)
+    report(turns, arguments.threads)
 
 
-def report(turns: dict[str, list[dict[str, float]]], threads: int, commit: bool) -> None:
+def report(turns: dict[str, list[dict[str, float]]], threads: int) -> None:
     from importlib.metadata import version
-
-    from herd.report.receipt import Value
 
     peak = {side: max(int(step["peak"]) for step in steps) for side, steps in turns.items()}
     seconds = {side: [step["seconds"] for step in steps[1:]] for side, steps in turns.items()}
@@ -119,16 +117,15 @@ def report(turns: dict[str, list[dict[str, float]]], threads: int, commit: bool)
     memory, speed = peak["chunked"] / peak["plain"], statistics.median(ratios)
     save_receipt(
         "loss-memory",
-        commit=commit,
         what=f"Linear + cross-entropy, forward and backward, N {N}, D {D}, V {V}, fp32, {threads} threads: "
         "peak resident memory above the inputs, and seconds in turns",
         values={
             "plain_peak": (peak["plain"], "bytes"),
             "chunked_peak": (peak["chunked"], "bytes"),
-            "peak_ratio": Value(memory, "ratio", bar="≤ 0.125", passed=memory <= MEMORY_BAR),
+            "peak_ratio": at_most(MEMORY_BAR, memory, "ratio"),
             "plain_seconds": (statistics.median(seconds["plain"]), "s"),
             "chunked_seconds": (statistics.median(seconds["chunked"]), "s"),
-            "speed_ratio": Value(speed, "ratio", min(ratios), max(ratios), "≥ 1", speed >= SPEED_BAR),
+            "speed_ratio": at_least(SPEED_BAR, speed, "ratio", min(ratios), max(ratios)),
         },
         seed=SEED,
         rivals={"torch": version("torch")},

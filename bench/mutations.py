@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from common import WORK, bench_parser, save_receipt
+from common import WORK, bench_parser, exactly, save_receipt
 from herd import checkpoint
 from herd.llama.config import ModelConfig
 from herd.llama.model import LlamaLM
@@ -91,15 +91,12 @@ def main() -> None:
     values: dict[str, Value] = {}
     for kind, counts in total.items():
         right = counts["refused"] + counts["the same model"]
-        values[f"{kind}: refused, or the same model"] = Value(
-            right, f"of {args.n}", bar="all", passed=right == args.n
-        )
+        values[f"{kind}: refused, or the same model"] = exactly(args.n, right, f"of {args.n}", shown="all")
         for what, n in sorted(counts.items()):
             values[f"{kind}: {what}"] = Value(n, "files")
     values["slowest file"] = Value(slowest, "ms")
     save_receipt(
         "mutations",
-        commit=args.commit,
         what="randomly damaged checkpoint files, half in the header: refused, or the same model",
         values=values,
         seed=0,

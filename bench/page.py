@@ -21,8 +21,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from common import bench_parser, save_receipt
-from herd.report import Value
+from common import at_most, bench_parser, save_receipt
 from herd.serve import pages
 from scripted_chat import Item, ScriptedChat
 
@@ -58,12 +57,8 @@ def main() -> None:
     _, files = pages.page_files()
     script = sum(len(file.compressed) for name, file in files.items() if name.endswith(".js"))
 
-    def at_most(bar: float, value: float, unit: str) -> Value:
-        return Value(value, unit, bar=f"≤ {bar:,}", passed=value <= bar)
-
     save_receipt(
         "page",
-        commit=options.commit,
         what=f"the chat page with {N_MESSAGES} messages while {N_TOKENS:,} tokens arrive at {RATE} per second",
         values={
             "first_paint": at_most(300, min(paints), "ms"),

@@ -17,6 +17,7 @@ difference of order 1, not 1e-6. The reference code is that of the tests.
 """
 
 # ruff: noqa: E402 (the tests' oracle is found by path)
+
 from __future__ import annotations
 
 import copy
@@ -38,7 +39,7 @@ from llama_oracle import in_transformers, random_model
 from torch import Tensor
 
 import herd.checkpoint as checkpoint
-from common import DATA, bench_parser, save_receipt
+from common import DATA, at_most, bench_parser, save_receipt
 from herd.engine import Engine, Request, Sampling
 from herd.engine.cache import PagedCache
 from herd.llama.attention import packed, packed_positions
@@ -177,7 +178,7 @@ def rounding(
 
 
 @torch.no_grad()
-def logits_receipt(commit: bool) -> None:
+def logits_receipt() -> None:
     seen, rounded = Differences(), dict[str, float]()
     for name, config in SHAPES.items():
         seen.of_shape = 0.0
@@ -198,11 +199,9 @@ def logits_receipt(commit: bool) -> None:
             for who, distance in rounding(model, references).items():
                 rounded[who] = max(rounded.get(who, 0.0), distance)
         print(f"  {name}: {seen.of_shape:.1e}", flush=True)
-    values = {
-        kind: Value(diff, "logit", bar="≤ 1e-4", passed=diff <= BAR) for kind, diff in seen.largest.items()
-    }
+    values = {kind: at_most(BAR, diff, "logit", shown="≤ 1e-4") for kind, diff in seen.largest.items()}
     worst = max(seen.largest.values())
-    values["largest difference"] = Value(worst, "logit", bar="≤ 1e-4", passed=worst <= BAR)
+    values["largest difference"] = at_most(BAR, worst, "logit", shown="≤ 1e-4")
     values |= {who: Value(distance, "logit") for who, distance in rounded.items()}
     values["logits compared"] = Value(seen.n_logits, "1")
     values["smallest spread of logits"] = Value(seen.spread, "logit (standard deviation)")
@@ -210,7 +209,6 @@ def logits_receipt(commit: bool) -> None:
         "parity-logits",
         "Logits of the one forward against transformers' Llama, same random weights, fp32",
         values,
-        commit,
         "Shapes: " + "; ".join(SHAPES),
     )
 
@@ -252,7 +250,7 @@ def folder_cases() -> Iterator[tuple[ModelConfig, torch.dtype, int]]:
 
 
 @torch.no_grad()
-def folders_receipt(commit: bool) -> None:
+def folders_receipt() -> None:
     counts: dict[str, int] = defaultdict(int)
     n_tokens = 64
     for config, dtype, shard_bytes in folder_cases():
@@ -293,14 +291,13 @@ def folders_receipt(commit: bool) -> None:
             "checkpoint hashes equal after the round trip": share("hash", "folders"),
             f"greedy sequences of {n_tokens} tokens equal": share("same tokens", "sequences"),
         },
-        commit,
         "fp32, bf16 and fp16; tied and untied; one file and many shards; "
         "AutoModelForCausalLM.from_pretrained(folder)",
     )
 
 
 @torch.no_grad()
-def stories_receipt(commit: bool, data: Path) -> None:
+def stories_receipt(data: Path) -> None:
     config, tensors = read_llama2c(data / "stories260K.bin")
     vocabulary = read_vocabulary(data / "tok512.bin")
     with tempfile.TemporaryDirectory() as folder:
@@ -322,19 +319,18 @@ def stories_receipt(commit: bool, data: Path) -> None:
         "weights",
         {
             "greedy tokens equal": Value(f"{equal} of 256", "count", bar="256", passed=equal == 256),
-            "largest difference of logits": Value(diff, "logit", bar="≤ 1e-4", passed=diff <= BAR),
+            "largest difference of logits": at_most(BAR, diff, "logit", shown="≤ 1e-4"),
             "greedy story": Value(stories[0], "text"),
             "sampled story 1": Value(stories[1], "text"),
             "sampled story 2": Value(stories[2], "text"),
         },
-        commit,
         "Sampled at temperature 0.8, seeds 0 and 1, 200 tokens.",
     )
 
 
-def write(name: str, what: str, values: dict[str, Value], commit: bool, notes: str) -> None:
+def write(name: str, what: str, values: dict[str, Value], notes: str) -> None:
     rivals = {"transformers": version("transformers")}
-    save_receipt(name, commit=commit, what=what, values=values, seed=SEED, rivals=rivals, notes=notes)
+    save_receipt(name, what=what, values=values, seed=SEED, rivals=rivals, notes=notes)
     if any(value.passed is False for value in values.values()):
         sys.exit(f"{name}: a bar was not reached")
 
@@ -343,12 +339,12 @@ def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--data", type=Path, default=DATA, help="folder that holds stories260K/")
     args = parser.parse_args()
-    data, commit = args.data / "stories260K", args.commit
+    data = args.data / "stories260K"
     transformers.utils.logging.disable_progress_bar()
-    logits_receipt(commit)
-    folders_receipt(commit)
+    logits_receipt()
+    folders_receipt()
     if data.exists():
-        stories_receipt(commit, data)
+        stories_receipt(data)
     else:
         print(f"  skipped stories260K: no {data}; set HERD_TEST_DATA or --data")
 

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import bench_parser, receipt_path, save_receipt
+from common import at_most, bench_parser, receipt_path, save_receipt
 from herd.report.receipt import Value, read_receipt
 
 ROUNDS = 3
@@ -324,9 +324,7 @@ def values_of(name: str, record: Record) -> dict[str, Value]:
         allowed = 0.02 if part == "tensors" else max(0.05, MEMORY_SLACK / measured)
         values[f"{name}/{part} predicted"] = Value(round(predicted), "bytes")
         values[f"{name}/{part} measured"] = Value(round(measured), "bytes")
-        values[f"{name}/{part} error"] = Value(
-            error, "fraction", bar=f"≤ {100 * allowed:.1f} %", passed=error <= allowed
-        )
+        values[f"{name}/{part} error"] = at_most(allowed, error, "fraction", shown=f"≤ {100 * allowed:.1f} %")
     for kind in record["measured"]:
         ratios = sorted(
             p / m for p, m in zip(record["predicted"][kind], record["measured"][kind], strict=True)
@@ -334,13 +332,8 @@ def values_of(name: str, record: Record) -> dict[str, Value]:
         ratio = statistics.median(ratios)
         values[f"{name}/{kind} predicted"] = Value(statistics.median(record["predicted"][kind]), "s")
         values[f"{name}/{kind} measured"] = Value(statistics.median(record["measured"][kind]), "s")
-        values[f"{name}/{kind} time error"] = Value(
-            abs(ratio - 1),
-            "fraction",
-            lo=abs(ratios[0] - 1),
-            hi=abs(ratios[-1] - 1),
-            bar="≤ 25 %",
-            passed=abs(ratio - 1) <= 0.25,
+        values[f"{name}/{kind} time error"] = at_most(
+            0.25, abs(ratio - 1), "fraction", abs(ratios[0] - 1), abs(ratios[-1] - 1), shown="≤ 25 %"
         )
     return values
 
@@ -372,22 +365,21 @@ def main() -> None:
             "\n".join(f"{key:44} {value.value:>16,.4g} {value.bar or ''}" for key, value in found.items()),
             flush=True,
         )
-        write(values, args.commit)
+        write(values)
 
 
-def write(values: dict[str, Value], commit: bool) -> None:
+def write(values: dict[str, Value]) -> None:
     """Write the receipt, with the median and the worst error over all its configurations."""
     ordered = {key: values[key] for name in NAMES for key in values if key.startswith(f"{name}/")}
     errors = [float(value.value) for key, value in ordered.items() if key.endswith("time error")]
     middle, worst = statistics.median(errors), max(errors)
     head = {
         "configurations": Value(len({key.partition("/")[0] for key in ordered}), "configurations"),
-        "time, median error": Value(middle, "fraction", bar="≤ 10 %", passed=middle <= 0.10),
-        "time, worst error": Value(worst, "fraction", bar="≤ 25 %", passed=worst <= 0.25),
+        "time, median error": at_most(0.1, middle, "fraction", shown="≤ 10 %"),
+        "time, worst error": at_most(0.25, worst, "fraction", shown="≤ 25 %"),
     }
     save_receipt(
         "plan-here",
-        commit=commit,
         what="twelve configurations on this machine, predicted by the planner and run: memory and time",
         values=head | ordered,
         seed=0,

@@ -74,7 +74,7 @@ def block_formats(config: ModelConfig) -> dict[str, int]:
     return found
 
 
-def sizes_receipt(commit: bool) -> None:
+def sizes_receipt() -> None:
     """Exact sizes, and the three published forms of 405B."""
     values: Values = {}
     for name, config in SIZES.items():
@@ -93,10 +93,10 @@ def sizes_receipt(commit: bool) -> None:
         values[f"405B {form} against the published shards"] = Value(
             round(100 * error, 5), "%", **within(error, 0.0005) | {"bar": "≤ 0.05 %"}
         )
-    save_receipt("plan-sizes", commit=commit, what="exact sizes; published 405B shards", values=values)
+    save_receipt("plan-sizes", what="exact sizes; published 405B shards", values=values)
 
 
-def meta_receipt(commit: bool) -> None:
+def meta_receipt() -> None:
     """Layouts, GPU hours, the rank of Meta's own layouts."""
     values: Values = {}
     predicted = []
@@ -121,7 +121,6 @@ def meta_receipt(commit: bool) -> None:
     hours_values(values)
     save_receipt(
         "plan-meta",
-        commit=commit,
         what="Meta's published layouts and GPU hours, predicted from hardware data alone",
         values=values,
         notes="Rank: of all configurations that fit (TP × CP × PP × DP, micro-batch, pieces, "
@@ -226,7 +225,7 @@ def simulated(restart: float, seeds: int = 20) -> float:
     return statistics.fmean(shares)
 
 
-def failures_receipt(commit: bool) -> None:
+def failures_receipt() -> None:
     """54 days on 16,384 GPUs, by restart time."""
     good = young_daly(16_384, state_nbytes(SIZES["405B"]))
     values: Values = {
@@ -244,7 +243,6 @@ def failures_receipt(commit: bool) -> None:
         values[f"restart {minutes} min"] = Value(percent(share), "%", **bar)
     save_receipt(
         "plan-failures",
-        commit=commit,
         what="simulated share of 54 days on 16,384 GPUs that is training, by the time a restart takes",
         values=values,
         seed=0,
@@ -305,7 +303,6 @@ def fast(row: published.FastRow, values: Mapping[str, float]) -> float:
 
 
 def fitted_receipt(
-    commit: bool,
     name: str,
     what: str,
     rows: Sequence[Any],
@@ -360,17 +357,16 @@ def fitted_receipt(
         f"{100 * max(map(abs, errors)):.1f} %; other families {100 * statistics.median(apart):.1f} %; "
         f"unfitted {100 * unfitted:.1f} %"
     )
-    save_receipt(name, commit=commit, what=what, values=values)
+    save_receipt(name, what=what, values=values)
 
 
 def main() -> None:
     """Write all receipts."""
-    commit = bench_parser(__doc__).parse_args().commit
-    sizes_receipt(commit)
-    meta_receipt(commit)
-    failures_receipt(commit)
+    bench_parser(__doc__).parse_args()
+    sizes_receipt()
+    meta_receipt()
+    failures_receipt()
     fitted_receipt(
-        commit,
         "plan-torchtitan",
         "torchtitan's published runs: tokens per second and GPU",
         published.TITAN,
@@ -382,7 +378,6 @@ def main() -> None:
         "tokens/s per GPU",
     )
     fitted_receipt(
-        commit,
         "plan-gptfast",
         "gpt-fast's published decode rates: tokens per second of one sequence",
         published.GPT_FAST,

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import bench_parser, save_receipt
+from common import at_most, bench_parser, save_receipt
 from herd.report.receipt import Value
 
 ROUNDS = 5
@@ -35,23 +35,22 @@ def seconds(verb: list[str], cache: str) -> float:
 
 def main() -> None:
     """Measure the first call, then every verb several times."""
-    args = bench_parser(__doc__).parse_args()
+    bench_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory(prefix="herd-plan-speed-") as cache:
         cold = seconds(["plan"], cache)
         measuring = json.loads((Path(cache) / "profile.json").read_text())["seconds"]
         print(f"herd plan, the first time: {cold:.1f} s, {measuring:.1f} s of them measuring")
         values = {
-            "herd plan, the first time": Value(cold, "s", bar=f"≤ {COLD:g} s", passed=cold <= COLD),
+            "herd plan, the first time": at_most(COLD, cold, "s", shown=f"≤ {COLD:g} s"),
             "herd plan, the first time, measuring": Value(measuring, "s"),
         }
         for verb in (["plan"], ["plan", "run", "--size", "70B", "--machine", "2xRTX4090"], ["plan", "leak"]):
             times = sorted(seconds(verb, cache) for _ in range(ROUNDS))
             middle, name = statistics.median(times), f"herd {' '.join(verb)}"
             print(f"{name}: {middle:.2f} s ({times[0]:.2f} to {times[-1]:.2f})")
-            values[name] = Value(middle, "s", times[0], times[-1], bar=f"≤ {WARM:g} s", passed=middle <= WARM)
+            values[name] = at_most(WARM, middle, "s", times[0], times[-1], shown=f"≤ {WARM:g} s")
     save_receipt(
         "plan-speed",
-        commit=args.commit,
         what="seconds until the planner answers: first call, with a saved profile, herd plan leak",
         values=values,
         notes=f"Medians of {ROUNDS}, with the lowest and the highest. The first time builds the native "

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import torch
 
-from common import bench_parser, save_receipt
+from common import at_most, bench_parser, save_receipt
 from herd.errors import QuantError
 from herd.kernels.bandwidth import MemoryReader
 from herd.kernels.qmatmul import here, interleave, path, qmatmul, round_activations
@@ -101,9 +101,9 @@ def main() -> None:
         errors |= accuracy(format, isa)
     worst = max(value for key, (value, _) in errors.items() if key.endswith("vs_float64"))
     values: dict[str, Value | tuple[float, str]] = {**errors}
-    values["worst_vs_float64"] = Value(worst, "1", bar="≤ 1e-5", passed=worst <= 1e-5)
+    values["worst_vs_float64"] = at_most(1e-5, worst, "1", shown="≤ 1e-5")
     what = "quantized matmul: error relative to the result, against float64 on the same codes and on float activations"
-    save_receipt("kernel-accuracy", commit=args.commit, what=what, values=values, seed=SEED)
+    save_receipt("kernel-accuracy", what=what, values=values, seed=SEED)
     reader, speeds = MemoryReader(), dict[str, Value]()
     for format, (R, D) in itertools.product(FORMATS.values(), SHAPES):
         speeds |= (new := speed(format, R, D, args.rounds, reader, name))
@@ -112,7 +112,7 @@ def main() -> None:
         f"quantized matmul, {name}, {torch.get_num_threads()} threads: "
         "decode and prefill, alternated with plain reading"
     )
-    save_receipt("qmatmul", commit=args.commit, what=what, values=speeds, seed=SEED)
+    save_receipt("qmatmul", what=what, values=speeds, seed=SEED)
 
 
 if __name__ == "__main__":

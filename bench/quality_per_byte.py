@@ -109,7 +109,6 @@ def main() -> None:
         version = rival.ask({"do": "version"})
     save_receipt(
         "quality-per-byte",
-        commit=args.commit,
         what="KL from the original by bytes, beside llama.cpp's quantizer",
         values=_values(found, bits),
         seed=0,

@@ -18,11 +18,10 @@ from pathlib import Path
 
 import torch
 
-from common import bench_parser, save_receipt
+from common import at_most, bench_parser, save_receipt
 from herd.data.batch import Batch
 from herd.llama.config import ModelConfig
 from herd.llama.model import LlamaLM
-from herd.report.receipt import Value
 from herd.train import AdamW, Cosine, TrainConfig, metrics, parallel, sft, train
 
 SEED = 0
@@ -63,22 +62,16 @@ def rank(folder: str, shard: int) -> None:
 
 def losses(n_ranks: int, shard: int, folder: Path) -> list[float]:
     """Losses of a run in processes of its own."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={n_ranks}",
-        __file__,
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n_ranks}"]
+    command += [__file__, str(folder), str(shard)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(folder), str(shard)], check=True, env=env, stderr=subprocess.DEVNULL)
+    subprocess.run(command, check=True, env=env, stderr=subprocess.DEVNULL)
     return [record["loss"] for record in metrics.read(folder)]
 
 
 def main() -> None:
     """Run all three ways, print and write the receipt."""
-    args = bench_parser(__doc__).parse_args()
+    bench_parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as base:
         runs = {
             name: losses(n_ranks, shard, Path(base) / name)
@@ -91,12 +84,9 @@ def main() -> None:
     }
     save_receipt(
         "ranks",
-        commit=args.commit,
         what="1 rank vs 2 ranks, same tokens, fp32: largest difference of the loss over the steps",
         values={
-            **{
-                name: Value(d, "nats/token", bar="≤ 1e-5", passed=d <= 1e-5) for name, d in difference.items()
-            },
+            **{name: at_most(1e-5, d, "nats/token", shown="≤ 1e-5") for name, d in difference.items()},
             "steps": (CONFIG.steps, "steps"),
             "parameters": (MODEL.n_params, "parameters"),
             "first_loss": (runs["one"][0], "nats/token"),

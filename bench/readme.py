@@ -55,15 +55,9 @@ def sizes_table() -> str:
         for name, config in SIZES.items()
     ]
     header = [
-        "model",
-        "parameters",
-        "layers",
-        "width",
-        "heads : KV",
-        "FFN",
-        "weights, bf16",
+        "model", "parameters", "layers", "width", "heads : KV", "FFN", "weights, bf16",
         "KV cache at 128k, bf16",
-    ]
+    ]  # fmt: skip
     return markdown(header, rows)
 
 

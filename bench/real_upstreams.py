@@ -25,19 +25,10 @@ from typing import Any
 import httpx
 
 import servers
-from common import save_receipt
+from common import exactly, save_receipt
 from herd.report import Value
 from herd.serve.store import Store
-from servers import (
-    Told,
-    gateway,
-    ledger_rows,
-    n_disagreements,
-    new_key,
-    streams_at_a_kill,
-    watched_stream,
-    zero,
-)
+from servers import Told, gateway, ledger_rows, n_disagreements, new_key, streams_at_a_kill, watched_stream
 from tiny_server import TinyServers
 
 STREAMS = 24
@@ -83,16 +74,15 @@ def clients(arguments: argparse.Namespace) -> None:
     n_well, n_later = ends["whole"] + ends["error"], sum(told.end == "whole" for told in after)
     save_receipt(
         "serve-gateway-clients",
-        commit=arguments.commit,
         what=f"{STREAMS} streams through a gateway before two Herds, one of which is killed",
         values={
             "streams_ended_well": Value(
                 n_well, "streams", bar=f"= {STREAMS}, some by an error", passed=n_well == STREAMS and ends["error"] > 0
             ),
             "streams_ended_by_error": Value(ends["error"], "streams"),
-            "later_streams_whole": Value(n_later, "streams", bar="= 6", passed=n_later == 6),
-            "rows_that_differ": zero(differ, "rows"),
-            "still_reserved": zero(reserved, "tokens"),
+            "later_streams_whole": exactly(6, n_later, "streams"),
+            "rows_that_differ": exactly(0, differ, "rows"),
+            "still_reserved": exactly(0, reserved, "tokens"),
             "tokens_of_streams": Value(sum(told.tokens for told in before + after), "tokens"),
         },
     )  # fmt: skip
@@ -126,19 +116,16 @@ def vllm(arguments: argparse.Namespace) -> None:
     n_errors = sum(told.end == "error" for told in killed)
     save_receipt(
         "serve-gateway-vllm",
-        commit=arguments.commit,
         what="A gateway before a real vLLM on the CPU: mixed load, clients that hang up, and a kill",
         values={
             "whole": Value(ends["whole"], "requests"),
             "hung_up": Value(ends["left"], "requests"),
             "hung_up_tokens_more": Value(sum(left) / max(1, len(left)), "tokens per request"),
-            "failed": zero(len(load) - ends["whole"] - ends["left"], "requests"),
-            "streams_ended_by_error_at_the_kill": Value(
-                n_errors, "streams", bar=f"= {KILLED}", passed=n_errors == KILLED
-            ),
+            "failed": exactly(0, len(load) - ends["whole"] - ends["left"], "requests"),
+            "streams_ended_by_error_at_the_kill": exactly(KILLED, n_errors, "streams"),
             "tokens_of_killed_streams": Value(sum(told.tokens for told in killed), "tokens"),
-            "bills_that_differ": zero(differ, "requests"),
-            "still_reserved": zero(reserved, "tokens"),
+            "bills_that_differ": exactly(0, differ, "requests"),
+            "still_reserved": exactly(0, reserved, "tokens"),
             "tokens": Value(sum(row.completion_tokens for row in rows.values()), "tokens"),
         },
     )

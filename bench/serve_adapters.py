@@ -61,7 +61,7 @@ def measure(args: argparse.Namespace) -> None:
         values[f"{kind}_ratio"] = Value(middle, "of the base's tokens/s", low, high, *shown)
         print(kind, {side: round(statistics.median(each)) for side, each in paces.items()}, flush=True)
     save_receipt(
-        "tune-adapters", commit=args.commit, values=values, seed=SEED,
+        "tune-adapters", values=values, seed=SEED,
         what=f"{N_REQUESTS} requests for {N_ADAPTERS} adapters of rank {RANK} on one SmolLM2-135M in one batch: greedy "
         f"answers of {N_NEW} tokens, and tokens per second beside the base alone",
         notes="adapters on all linear layers with random B; prompts of 48 tokens of an encyclopedia",

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from common import DATA, ROOT, WORK, bench_parser, save_receipt
+from common import DATA, ROOT, WORK, bench_parser, exactly, save_receipt
 from herd.engine import Engine
 from herd.engine.constraint import Constraint
 from herd.engine.loop import EngineLoop, Generation
@@ -256,7 +256,7 @@ def main() -> None:
         f"Coding agents through herd serve{option}: a random model forced to a script, two turns, a key each"
     )
     agents = {name: AGENTS[name] for name in args.agents}
-    good = visit_all(agents, receipt, what, through_gateway=args.gateway, commit=args.commit)
+    good = visit_all(agents, receipt, what, through_gateway=args.gateway)
     sys.exit(0 if good else 1)
 
 
@@ -273,9 +273,7 @@ def visit_all(
         good = found.pop("finished")
         finished.append(good)
         values |= {f"{name}: {key}": value for key, value in found.items()}
-    values = {
-        "agents that finished": Value(sum(finished), "agents", bar=f"= {len(finished)}", passed=all(finished))
-    } | values
+    values = {"agents that finished": exactly(len(finished), sum(finished), "agents")} | values
     save_receipt(receipt, what=what, values=values, **more)
     return all(finished)
 
@@ -325,7 +323,7 @@ def visit(name: str, agent: Agent, tokenizer: Tokenizer, *, through_gateway: boo
         "runs of each tool": Value(
             ", ".join(map(str, ran)), "runs", bar="1 each", passed=ran == [1] * len(ran)
         ),
-        "tokens billed": Value(billed, "tokens", bar=f"= {scripted}", passed=billed == scripted),
+        "tokens billed": exactly(scripted, billed, "tokens"),
         "requests": (len(script.answers), "requests"),
         "tokens of the first prompt": (longest[0].prompt_tokens if longest else 0, "tokens"),
         "of it computed again in the second turn": reuse,

@@ -22,28 +22,24 @@ import json
 import random
 import socket
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import torch
 
-from common import DATA, ROOT, WORK, run_row, save_receipt
+from common import DATA, ROOT, WORK, at_least, at_most, exactly, run_row, save_receipt
 from herd.checkpoint import ModelSource
 from herd.engine import Sampling
-from herd.engine.chat_session import ChatSession, Text
+from herd.engine.chat_session import ChatSession
 from herd.engine.engine import Engine
 from herd.engine.loop import EngineLoop
 from herd.report import Value
-from herd.serve.app import create_app
 from herd.serve.chat import ServedModel
-from herd.serve.run import HerdServer
-from herd.serve.settings import ServeSettings
+from herd.text.toolcall import Content
+from servers import http_request, serving
 from smollm2_chat import NEWCOMER
 from smollm2_parts import FILE
 
@@ -52,32 +48,13 @@ LONG_PROMPT, FIRST_BYTE_MS, GAP_S = 8000, 100, 15
 MIN_REQUESTS = 2000
 
 
-@contextmanager
-def running(served: ServedModel) -> Iterator[str]:
-    """Serve a model in a thread of this process, and yield the address."""
-    ready, ports = threading.Event(), list[int]()
-    settings = ServeSettings(drain_seconds=0)
-    server = HerdServer(
-        create_app(served, None, settings), settings, 0, lambda port: (ports.append(port), ready.set())
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    ready.wait()
-    try:
-        yield f"http://127.0.0.1:{ports[0]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-@contextmanager
-def smollm2() -> Iterator[tuple[ServedModel, EngineLoop, Any]]:
-    """Yield SmolLM2 as `herd serve` serves it, its engine's loop, and the model."""
+def smollm2() -> tuple[ServedModel, EngineLoop, Any]:
+    """Return SmolLM2 as `herd serve` serves it, its engine's loop, and the model."""
     source = ModelSource(FILE)
     model = source.load(torch.float32, "cpu").eval().requires_grad_(False)
-    with EngineLoop(Engine(model, source.tokenizer, max_batch=16, max_context=CONTEXT)) as loop:
-        sampling = source.sampling_defaults
-        yield ServedModel("smollm2", loop, source.tokenizer, CONTEXT, sampling=sampling), loop, model
+    loop = EngineLoop(Engine(model, source.tokenizer, max_batch=16, max_context=CONTEXT))
+    sampling = source.sampling_defaults
+    return ServedModel("smollm2", loop, source.tokenizer, CONTEXT, sampling=sampling), loop, model
 
 
 # Answers ----------------------------------------------------------------------------------------------------
@@ -88,7 +65,8 @@ def answers_row(args: argparse.Namespace) -> None:
     settings: tuple[dict[str, Any], ...] = ({"temperature": 0}, {"seed": SEED})
     wrong: list[str] = []
     n_compared = 0
-    with smollm2() as (served, _, model), running(served) as url:
+    served, _, model = smollm2()
+    with serving(served) as url:
         for given in settings:
             expected = [herd_chat(served, model, question, given) for question in questions]
             apis = [api for api in APIS if "seed" not in given or api in WITH_SEED]
@@ -111,7 +89,7 @@ def answers_row(args: argparse.Namespace) -> None:
     print("\n".join(wrong))
     save(args, "answers of a served model compared with those of `herd chat`", {
         "answers": Value(n_compared, "answers compared"),
-        "other than herd chat's": Value(len(wrong), "answers", bar="= 0", passed=not wrong),
+        "other than herd chat's": exactly(0, len(wrong), "answers"),
     }, seed=SEED, notes=f"SmolLM2-135M-Instruct in 4 bits; {len(questions)} questions, at most {MAX_TOKENS} tokens, 8 at "
         f"once; {', '.join(APIS)}, streamed and whole, with temperature 0, and with a seed and the model's own settings "
         f"where the API has a seed ({', '.join(WITH_SEED)})",
@@ -123,7 +101,7 @@ def herd_chat(served: ServedModel, model: Any, question: str, given: dict[str, A
     engine = Engine(model, served.tokenizer, max_batch=1, max_context=CONTEXT)
     sampling = Sampling(**{**served.sampling, **given, "max_tokens": MAX_TOKENS})
     session = ChatSession(engine, sampling=sampling, max_repeats=0)
-    return "".join(event.text for event in session.ask(question) if isinstance(event, Text))
+    return "".join(event.text for event in session.ask(question) if isinstance(event, Content))
 
 
 def answer(http: httpx.Client, api: str, question: str, given: dict[str, Any], *, stream: bool) -> str:
@@ -223,7 +201,7 @@ def cancel_row(args: argparse.Namespace) -> None:
                 freed.append(before - pages.n_used)
 
         loop._cancel, loop._end = noting_cancel, measured_end  # type: ignore[method-assign]
-        with running(served) as url, httpx.Client(base_url=url, timeout=600) as http:
+        with serving(served) as url, httpx.Client(base_url=url, timeout=600) as http:
             staying = {"prompt": "Once", "max_tokens": CONTEXT - 64, "ignore_eos": True, "stream": True}
             with http.stream("POST", "/v1/completions", json=staying) as long_answer:
                 for number in range(n_clients):
@@ -239,10 +217,10 @@ def cancel_row(args: argparse.Namespace) -> None:
         left = pages.n_used
     save(args, "clients that leave: steps of the engine until the pages of their answers are free", {
         "clients": Value(n_clients, "clients that left"),
-        "cancelled": Value(n_ended, "answers", bar=f"= {n_clients}", passed=n_ended == n_clients),
-        "steps until the pages are free": Value(max(steps), "steps, at most", bar="≤ 1", passed=max(steps) <= 1),
+        "cancelled": exactly(n_clients, n_ended, "answers"),
+        "steps until the pages are free": at_most(1, max(steps), "steps, at most"),
         "had pages": Value(sum(pages > 0 for pages in freed), "answers that had pages when they were cancelled"),
-        "pages in use at the end": Value(left, "pages", bar="= 0", passed=left == 0),
+        "pages in use at the end": exactly(0, left, "pages"),
     }, seed=SEED, notes="SmolLM2-135M-Instruct; the clients close their connections 0 to 2 s after sending prompts of about "
         "1,200 tokens, one after another, while another answer is generated",
     )  # fmt: skip
@@ -251,16 +229,10 @@ def cancel_row(args: argparse.Namespace) -> None:
 def leave_early(url: str, prompt: str, seconds: float) -> None:
     """Ask for a stream, and close the connection after so many seconds."""
     host, port = url.removeprefix("http://").split(":")
-    body = json.dumps({"prompt": prompt, "max_tokens": 500, "ignore_eos": True, "stream": True}).encode()
+    body = {"prompt": prompt, "max_tokens": 500, "ignore_eos": True, "stream": True}
     with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(request_head("/v1/completions", body) + body)
+        connection.sendall(http_request("/v1/completions", body))
         time.sleep(seconds)
-
-
-def request_head(path: str, body: bytes) -> bytes:
-    """Return the head of a POST request."""
-    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
-    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode()
 
 
 # Silence ----------------------------------------------------------------------------------------------------
@@ -278,28 +250,26 @@ def silence_row(args: argparse.Namespace) -> None:
     model = random_quantized(config, scheme("q4"), SEED)
     rng = random.Random(SEED)
     ids = [rng.randrange(100_000) for _ in range(n_tokens)]
-    with EngineLoop(Engine(model, tokenizer, max_batch=2, max_context=n_tokens + 64)) as loop:
-        served = ServedModel("8b", loop, tokenizer, n_tokens + 64)
-        with running(served) as url:
-            body = json.dumps({"prompt": ids, "max_tokens": 2, "stream": True}).encode()
-            times, first_text = bytes_of_stream(url, body)
+    loop = EngineLoop(Engine(model, tokenizer, max_batch=2, max_context=n_tokens + 64))
+    with serving(ServedModel("8b", loop, tokenizer, n_tokens + 64)) as url:
+        times, first_text = bytes_of_stream(url, {"prompt": ids, "max_tokens": 2, "stream": True})
     gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
     save(args, f"the bytes of a stream while a prompt of {n_tokens:,} tokens is computed, 8B shape in Q4_0", {
-        "first byte": Value(1000 * times[0], "ms", bar=f"≤ {FIRST_BYTE_MS}", passed=1000 * times[0] <= FIRST_BYTE_MS),
-        "longest silence": Value(max(gaps), "s", bar=f"≤ {GAP_S}", passed=max(gaps) <= GAP_S),
+        "first byte": at_most(FIRST_BYTE_MS, 1000 * times[0], "ms"),
+        "longest silence": at_most(GAP_S, max(gaps), "s"),
         "first text": Value(first_text, "s"),
         "prefill": Value(n_tokens / first_text, "tokens/s"),
     }, seed=SEED, notes=f"random weights, {args.threads} threads; times from the moment the request is sent")  # fmt: skip
 
 
-def bytes_of_stream(url: str, body: bytes) -> tuple[list[float], float]:
+def bytes_of_stream(url: str, body: dict[str, Any]) -> tuple[list[float], float]:
     """Send a request. Return the times at which bytes arrive, and the one of the first event with data."""
     host, port = url.removeprefix("http://").split(":")
     times: list[float] = []
     first_text = 0.0
     with socket.create_connection((host, int(port))) as connection:
         start = time.perf_counter()
-        connection.sendall(request_head("/v1/completions", body) + body)
+        connection.sendall(http_request("/v1/completions", body))
         while chunk := connection.recv(1 << 16):
             times.append(time.perf_counter() - start)
             if not first_text and b"data: " in chunk:
@@ -324,8 +294,8 @@ def fuzz_row(args: argparse.Namespace) -> None:
     total = sum(statuses.values())
     failures = sum(count for status, count in statuses.items() if status >= 500)
     save(args, "requests that schemathesis makes from the server's OpenAPI description, half of them invalid", {
-        "requests": Value(total, "requests", bar=f"≥ {MIN_REQUESTS:,}", passed=total >= MIN_REQUESTS),
-        "answered by a 5xx": Value(failures, "requests", bar="= 0", passed=not failures),
+        "requests": at_least(MIN_REQUESTS, total, "requests"),
+        "answered by a 5xx": exactly(0, failures, "requests"),
         **{f"status {status}": Value(count, "requests") for status, count in sorted(statuses.items())},
     }, notes="a server without keys on a scripted engine; every error must have a body that says what is wrong")  # fmt: skip
 
@@ -333,7 +303,7 @@ def fuzz_row(args: argparse.Namespace) -> None:
 def save(args: argparse.Namespace, what: str, values: dict[str, Value], **more: Any) -> None:
     if args.limit is not None and args.commit:
         sys.exit("--commit needs the full row: leave out --limit")
-    save_receipt(f"serve-{args.row}", commit=args.commit, what=what, values=values, **more)
+    save_receipt(f"serve-{args.row}", what=what, values=values, **more)
 
 
 def main() -> None:

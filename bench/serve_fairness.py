@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
-from common import bench_parser, save_receipt
+from common import at_least, bench_parser, save_receipt
 from herd.engine import Engine, EngineLoop, Generation, Request, Sampling
 from herd.llama import SIZES
 from herd.quant import scheme
@@ -181,10 +181,10 @@ def main() -> None:
         if args.agents:
             least, share = agents(loop, rng, 3)
             save_receipt(
-                "serve-turns", commit=args.commit, seed=args.seed,
+                "serve-turns", seed=args.seed,
                 what=f"three agents take {TURNS} turns each at the same time: {args.size} shape with {args.layers} layers",
                 values={
-                    "cached, of the prompts after the first": Value(share, "1", bar="≥ 0.9", passed=share >= 0.9),
+                    "cached, of the prompts after the first": at_least(0.9, share, "1"),
                     "the same, the worst agent": Value(least, "1"),
                 },
             )  # fmt: skip
@@ -198,7 +198,6 @@ def main() -> None:
         rounds = [one_round(ask, args) for _ in range(args.rounds)]
     save_receipt(
         "serve-fairness",
-        commit=args.commit,
         what=f"{args.clients} clients decode while a prompt of {args.prompt:,} tokens arrives: {args.size} shape "
         f"with {args.layers} layers, {args.quant}, {args.threads} threads",
         values=figures(rounds, {"slower": SLOWER, "later": LATER}),

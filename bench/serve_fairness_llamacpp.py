@@ -21,7 +21,7 @@ from common import WORK, bench_parser, save_receipt
 from herd.llama import SIZES
 from herd.machine import cores
 from serve_fairness import Client, add_load, figures, one_round
-from serve_llamacpp import MOST_SECONDS, Server, file_of, version
+from serve_llamacpp import LLAMA_SERVER, MOST_SECONDS, file_of, running, version
 
 
 class HttpClient(Client):
@@ -29,13 +29,8 @@ class HttpClient(Client):
 
     def __init__(self, url: str, prompt: list[int], n_new: int) -> None:
         self.url, self.stopped = url, threading.Event()
-        self.body = {
-            "prompt": prompt,
-            "n_predict": n_new,
-            "stream": True,
-            "ignore_eos": True,
-            "cache_prompt": False,
-        }
+        self.body = {"prompt": prompt, "n_predict": n_new, "stream": True, "ignore_eos": True}
+        self.body["cache_prompt"] = False
         super().__init__()
 
     def run(self) -> None:
@@ -53,34 +48,23 @@ class HttpClient(Client):
 def main() -> None:
     """Parse and measure."""
     parser = bench_parser(__doc__)
-    parser.add_argument(
-        "--server", type=Path, default=WORK / "llama-server" / "build" / "bin" / "llama-server"
-    )
+    parser.add_argument("--server", type=Path, default=LLAMA_SERVER)
     add_load(parser)
     args = parser.parse_args()
     config = SIZES[args.size].replace(n_layers=args.layers)
     file, rng, places = file_of(WORK, config, args.quant), random.Random(0), args.clients + 1
-    words = [
-        str(args.server),
-        "-m",
-        str(file),
-        "-np",
-        str(places),
-        "-c",
-        str(places * args.context),
-        "-t",
-        str(cores()),
-    ]
-    with tempfile.TemporaryDirectory() as folder, Server(words, Path(folder) / "llama.cpp.log") as server:
+    words = [str(args.server), "-m", str(file), "-np", str(places), "-c", str(places * args.context)]
+    words += ["-t", str(cores())]
+    with tempfile.TemporaryDirectory() as folder, running(words, Path(folder) / "llama.cpp.log") as url:
 
         def ask(n_tokens: int, n_new: int, _name: str) -> Client:
             prompt = [rng.randrange(config.vocab_size) for _ in range(n_tokens)]
-            return HttpClient(f"http://127.0.0.1:{server.port}", prompt, n_new)
+            return HttpClient(url, prompt, n_new)
 
         ask(min(2000, args.prompt), 1, "warm up").join()
         rounds = [one_round(ask, args) for _ in range(args.rounds)]
     save_receipt(
-        "serve-fairness-llamacpp", commit=args.commit, seed=0, rivals={"llama.cpp server": version(args.server)},
+        "serve-fairness-llamacpp", seed=0, rivals={"llama.cpp server": version(args.server)},
         what=f"llama.cpp's server: {args.clients} clients decode while a prompt of {args.prompt:,} tokens arrives: "
         f"{args.size} shape with {args.layers} layers, {args.quant}, {cores()} threads",
         values=figures(rounds, {}),

@@ -182,7 +182,7 @@ def main() -> None:
         shown, "yes", bar="yes", passed=shown
     )
     save_receipt(
-        "serve-interpreter", commit=args.commit, values=values, seed=SEED,
+        "serve-interpreter", values=values, seed=SEED,
         what="SmolLM2-135M taught the code interpreter of herd serve",
         notes=f"{LESSON_TOKENS:,} tokens of {N_LESSONS} dialogs with the interpreter, {N_OTHER_TOOLS} with other tools, "
         f"and 25 % replay; the start is the model of tune-tools",

@@ -26,18 +26,22 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 
-from common import bench_parser, save_receipt
+from common import bench_parser, exactly, save_receipt
 from herd.report import Value
 from herd.serve.keys import TokenBudget
 from herd.serve.prices import TokenPrice, set_price
 from herd.serve.store import Store
 from herd.serve.usage import read_usage
-from servers import ledger_rows, new_key, zero
+from servers import http_request, ledger_rows, new_key
 from tiny_server import TinyServers
 
 CLIENTS = 64
+CHAT = "/v1/chat/completions"
+RACING = {"messages": [{"role": "user", "content": "the"}], "max_tokens": 1}
+"""The body of each of the requests that race for a budget of one."""
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "and", "then", "sleeps")
 WARM_UP_SECONDS = 60
 """Time until the cache is full, the engine's memory with it."""
@@ -53,7 +57,6 @@ class Sent:
     tokens: int = 0
     chunk: int = 0
     usage: int | None = None
-    prompt: int | None = None
     end: str = "cut"
     """done, hung up, cut (the connection broke), refused (with the status), unreachable."""
 
@@ -104,7 +107,7 @@ class Client:
             sent.end = "unreachable"
             return
         try:
-            writer.write(http_request(sent, body))
+            writer.write(http_request(CHAT, body, sent.key, sent.name))
             await read_answer(reader, sent, hang_up_after)
         except (OSError, asyncio.IncompleteReadError):
             pass
@@ -112,17 +115,6 @@ class Client:
             writer.close()
             with suppress(OSError):
                 await writer.wait_closed()
-
-
-def http_request(sent: Sent, body: dict) -> bytes:
-    """Return the bytes of a request for a chat completion."""
-    data = json.dumps(body).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {sent.key}\r\n"
-        f"Idempotency-Key: {sent.name}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-        "Connection: close\r\n\r\n"
-    )
-    return head.encode() + data
 
 
 async def read_answer(reader: asyncio.StreamReader, sent: Sent, hang_up_after: int | None) -> None:
@@ -155,7 +147,7 @@ def read_line(line: bytes, sent: Sent) -> None:
         sent.end = "error event"
         return
     if event.get("usage"):
-        sent.usage, sent.prompt = event["usage"]["completion_tokens"], event["usage"]["prompt_tokens"]
+        sent.usage = event["usage"]["completion_tokens"]
     for choice in event["choices"]:
         new = len((choice.get("logprobs") or {}).get("content") or ())
         sent.tokens += new
@@ -214,7 +206,7 @@ def stalled_readers(tokens: list[str], servers: TinyServers, log: list[Sent]) ->
             "logprobs": True,
             "top_logprobs": 20,
         }
-        connection.sendall(http_request(sent, body))
+        connection.sendall(http_request(CHAT, body, sent.key, sent.name))
         connections.append((connection, sent))
     time.sleep(10)
     servers.kill()
@@ -232,10 +224,9 @@ def stalled_readers(tokens: list[str], servers: TinyServers, log: list[Sent]) ->
 
 async def race(token: str, servers: TinyServers, name: str) -> Counter[str]:
     """Send 100 requests at the same moment, and return how many got which status."""
-    body = {"messages": [{"role": "user", "content": "the"}], "max_tokens": 1}
     connections = [await asyncio.open_connection("127.0.0.1", servers.port) for _ in range(100)]
     for number, (_, writer) in enumerate(connections):
-        writer.write(http_request(Sent(f"{name}-{number}", token), body))
+        writer.write(http_request(CHAT, RACING, token, f"{name}-{number}"))
 
     async def status(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
         line = await reader.readline()
@@ -246,21 +237,11 @@ async def race(token: str, servers: TinyServers, name: str) -> Counter[str]:
     return Counter(await asyncio.gather(*(status(*connection) for connection in connections)))
 
 
-async def worst_case(token: str, servers: TinyServers) -> int:
+def worst_case(token: str, servers: TinyServers) -> int:
     """Return the tokens that one request of `race` reserves: its prompt and one token."""
-    sent = Sent("size", token)
-    body = {
-        "messages": [{"role": "user", "content": "the"}],
-        "max_tokens": 1,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    reader, writer = await asyncio.open_connection("127.0.0.1", servers.port)
-    writer.write(http_request(sent, body))
-    await read_answer(reader, sent, None)
-    writer.close()
-    assert sent.prompt is not None
-    return sent.prompt + 1
+    headers = {"authorization": f"Bearer {token}"}
+    answer = httpx.post(f"http://127.0.0.1:{servers.port}{CHAT}", json=RACING, headers=headers)
+    return answer.json()["usage"]["prompt_tokens"] + 1
 
 
 def compare(store: Store, log: list[Sent]) -> Counter[str]:
@@ -321,18 +302,6 @@ def compare(store: Store, log: list[Sent]) -> Counter[str]:
     return counts
 
 
-async def stats(token: str, servers: TinyServers) -> dict[str, float]:
-    """Return the state of the engine."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", servers.port)
-    head = (
-        f"GET /herd/v1/stats HTTP/1.1\r\nHost: 127.0.0.1\r\nx-api-key: {token}\r\nConnection: close\r\n\r\n"
-    )
-    writer.write(head.encode())
-    answer = await reader.read()
-    writer.close()
-    return json.loads(answer.partition(b"\r\n\r\n")[2])["tiny"]
-
-
 async def load(arguments: argparse.Namespace, store: Store, servers: TinyServers) -> dict[str, Value]:
     """Run the clients for some minutes, and then the races for a budget of one."""
     log: list[Sent] = []
@@ -340,11 +309,12 @@ async def load(arguments: argparse.Namespace, store: Store, servers: TinyServers
     watcher = new_key(store, "watcher", scopes={"metrics"})
     flat = await steady_load(clients, servers, arguments.minutes)
     await asyncio.sleep(1)
-    idle = await stats(watcher, servers)
+    place, headers = f"http://127.0.0.1:{servers.port}/herd/v1/stats", {"x-api-key": watcher}
+    idle = httpx.get(place, headers=headers).json()["tiny"]
     ends = Counter(sent.end for sent in log)
     print(dict(ends), flat, idle, flush=True)
 
-    need = await worst_case(tokens[0], servers)
+    need = worst_case(tokens[0], servers)
     exact = 0
     for number in range(arguments.rounds):
         budgets = (TokenBudget(unit="tokens", period="day", amount=2 * need - 1),)
@@ -360,14 +330,12 @@ async def load(arguments: argparse.Namespace, store: Store, servers: TinyServers
         "hung_up_tokens_more": Value(
             counts["hung_up_tokens_more"] / max(counts["hung_up"], 1), "tokens per request"
         ),
-        "failed": zero(len(log) - ends["done"] - ends["hung up"], "requests"),
-        "active_when_idle": zero(int(idle["active"] + idle["waiting"]), "requests"),
-        "pages_when_idle": zero(int(idle["used_pages"]), "pages"),
+        "failed": exactly(0, len(log) - ends["done"] - ends["hung up"], "requests"),
+        "active_when_idle": exactly(0, int(idle["active"] + idle["waiting"]), "requests"),
+        "pages_when_idle": exactly(0, int(idle["used_pages"]), "pages"),
         **growth,
         "races": Value(arguments.rounds, "rounds"),
-        "races_with_one_winner": Value(
-            exact, "rounds", bar=f"= {arguments.rounds}", passed=exact == arguments.rounds
-        ),
+        "races_with_one_winner": exactly(arguments.rounds, exact, "rounds"),
         **faults(counts),
     }
 
@@ -410,7 +378,7 @@ def faults(counts: Counter[str]) -> dict[str, Value]:
         "left_open", "delivered_twice", "finished_unequal", "finished_less_than_received", "hung_up_billed_less",
         "cut_billed_less", "cut_billed_over_a_chunk_more", "wrong_money", "sums_unequal", "reserved_left",
     )  # fmt: skip
-    return {name: zero(counts[name], "faults") for name in names}
+    return {name: exactly(0, counts[name], "faults") for name in names}
 
 
 def main() -> None:
@@ -436,7 +404,7 @@ def main() -> None:
         "kill": "herd serve killed under 64 streaming clients: the ledger and what clients received",
     }[arguments.part]
     name = f"serve-ledger-{arguments.part}"
-    save_receipt(name, commit=arguments.commit, what=what, values=values, seed=arguments.seed)
+    save_receipt(name, what=what, values=values, seed=arguments.seed)
 
 
 if __name__ == "__main__":

@@ -14,31 +14,33 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 
 import httpx
 import numpy as np
 
-from common import DATA, WORK, bench_parser, save_receipt
+from common import DATA, WORK, at_least, bench_parser, save_receipt
 from herd.checkpoint import write_random
 from herd.llama import SIZES, ModelConfig
 from herd.machine import cores
 from herd.quant import scheme
 from herd.report.receipt import Value
 from herd.text import Tokenizer
+from servers import free_port, process, wait_for
 
 PROMPT_CHARS, NEW = 1000, 64
 CONTEXT = 1024
 """Tokens of each place: the longest prompt and answer."""
 MOST_SECONDS = 600
+LLAMA_SERVER = WORK / "llama-server" / "build" / "bin" / "llama-server"
 
 
 def file_of(work: Path, config: ModelConfig, quant: str) -> Path:
@@ -51,36 +53,15 @@ def file_of(work: Path, config: ModelConfig, quant: str) -> Path:
     return path
 
 
-class Server:
-    """A server in its own process. Use it as a context manager, which ends the process."""
-
-    def __init__(self, words: list[str], log: Path) -> None:
-        with closing(socket.socket()) as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
-        # llama.cpp's threads must wait as its authors chose, and not as the shell says
-        environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-        with log.open("wb") as file:
-            self._process = subprocess.Popen(
-                [*words, "--port", str(self.port)], stdout=file, stderr=subprocess.STDOUT, env=environment
-            )
-        self._log = log
-
-    def __enter__(self) -> Server:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                if httpx.get(f"http://127.0.0.1:{self.port}/v1/models", timeout=5).status_code == 200:
-                    return self
-            except httpx.TransportError:
-                pass
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"a server did not start:\n{self._log.read_text()[-3000:]}")
-            time.sleep(0.2)
-
-    def __exit__(self, *exc: object) -> None:
-        self._process.terminate()
-        self._process.wait(60)
+@contextmanager
+def running(words: list[str], log: Path) -> Iterator[str]:
+    """Run a server in its own process, and yield its address when it answers."""
+    port = free_port()
+    # llama.cpp's threads must wait as its authors chose, and not as the shell says
+    waiting = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    with process(*words, "--port", str(port), log=log, without=waiting) as child:
+        wait_for(f"http://127.0.0.1:{port}/v1/models", child, 120)
+        yield f"http://127.0.0.1:{port}"
 
 
 async def answer(client: httpx.AsyncClient, prompt: str) -> tuple[int, float]:
@@ -101,12 +82,10 @@ async def answer(client: httpx.AsyncClient, prompt: str) -> tuple[int, float]:
     return tokens, first
 
 
-async def load(server: Server, prompts: list[list[str]]) -> tuple[float, float]:
+async def load(url: str, prompts: list[list[str]]) -> tuple[float, float]:
     """Let a client for each list send its prompts. Return tokens per second and the 95th percentile of TTFT."""
     limits = httpx.Limits(max_connections=len(prompts))
-    async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{server.port}", timeout=MOST_SECONDS, limits=limits
-    ) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=MOST_SECONDS, limits=limits) as client:
 
         async def one(texts: list[str]) -> list[tuple[int, float]]:
             return [await answer(client, text) for text in texts]
@@ -119,9 +98,7 @@ async def load(server: Server, prompts: list[list[str]]) -> tuple[float, float]:
 
 def main() -> None:
     parser = bench_parser(__doc__)
-    parser.add_argument(
-        "--server", type=Path, default=WORK / "llama-server" / "build" / "bin" / "llama-server"
-    )
+    parser.add_argument("--server", type=Path, default=LLAMA_SERVER)
     parser.add_argument("--size", default="1B", choices=list(SIZES))
     parser.add_argument("--quant", default="q4")
     parser.add_argument("--clients", type=int, nargs="+", default=[8, 32])
@@ -132,24 +109,24 @@ def main() -> None:
     args = parser.parse_args()
     file, threads = file_of(WORK, SIZES[args.size], args.quant), str(cores())
     text = (DATA / "wikitext2" / "test.txt").read_text(encoding="utf-8")
-    places = iter(range(0, len(text) - PROMPT_CHARS, PROMPT_CHARS))
+    texts = (text[at : at + PROMPT_CHARS] for at in range(0, len(text) - PROMPT_CHARS, PROMPT_CHARS))
     values: dict[str, Value] = {}
     for n in args.clients:
-        with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             store = str(Path(folder) / "serve.db")
             herd = [sys.executable, "-m", "herd", "serve", str(file), "--parallel", str(n), "--context", str(CONTEXT),
                     "--threads", threads, "--store", store, "--alias", "m", "--no-page"]  # fmt: skip
             llama = [str(args.server), "-m", str(file), "-np", str(n), "-c", str(n * CONTEXT), "-t", threads]
-            servers = {
-                name: stack.enter_context(Server(words, Path(folder) / f"{name}.log"))
+            urls = {
+                name: stack.enter_context(running(words, Path(folder) / f"{name}.log"))
                 for name, words in {"herd": herd, "llama.cpp": llama}.items()
             }
-            found: dict[str, list[tuple[float, float]]] = {name: [] for name in servers}
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in urls}
             for round_ in range(args.rounds + 1):  # the first warms both up
-                for name, server in servers.items():
+                for name, url in urls.items():
                     each = 1 if round_ == 0 else max(1, args.requests // n)
-                    prompts = [[_slice(text, next(places)) for _ in range(each)] for _ in range(n)]
-                    pair = asyncio.run(load(server, prompts))
+                    prompts = [list(islice(texts, each)) for _ in range(n)]
+                    pair = asyncio.run(load(url, prompts))
                     print(
                         f"{n} clients, round {round_}, {name}: {pair[0]:.1f} tokens/s, TTFT {pair[1]:.2f} s",
                         flush=True,
@@ -158,15 +135,11 @@ def main() -> None:
                         found[name].append(pair)
         values |= compared(n, found)
     save_receipt(
-        "serve-llamacpp", commit=args.commit,
+        "serve-llamacpp",
         what=f"{args.size} shape, {args.quant}, served by Herd and by llama.cpp's server to the same clients",
         values=values, seed=0, rivals={"llama.cpp server": version(args.server)},
         notes=f"{threads} threads; {args.rounds} rounds of {args.requests} requests of about 256 + {NEW} tokens",
     )  # fmt: skip
-
-
-def _slice(text: str, start: int) -> str:
-    return text[start : start + PROMPT_CHARS]
 
 
 def compared(n: int, found: dict[str, list[tuple[float, float]]]) -> dict[str, Value]:
@@ -182,9 +155,7 @@ def compared(n: int, found: dict[str, list[tuple[float, float]]]) -> dict[str, V
     both = list(zip(found["herd"], found["llama.cpp"], strict=True))
     faster, sooner = ([ours[i] / theirs[i] for ours, theirs in both] for i in (0, 1))
     speed, wait = statistics.median(faster), statistics.median(sooner)
-    values[f"{n} clients: speed, Herd / llama.cpp"] = Value(
-        speed, "×", min(faster), max(faster), bar=f"≥ {least}", passed=speed >= least
-    )
+    values[f"{n} clients: speed, Herd / llama.cpp"] = at_least(least, speed, "×", min(faster), max(faster))
     values[f"{n} clients: TTFT, Herd / llama.cpp"] = Value(
         wait, "×", min(sooner), max(sooner), bar="< 1", passed=wait < 1
     )

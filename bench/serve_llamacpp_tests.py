@@ -18,9 +18,7 @@ import shutil
 import stat
 import subprocess
 import sys
-import tarfile
 import tempfile
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,12 +26,11 @@ from pathlib import Path
 
 import yaml
 
-from common import DATA, WORK, bench_parser, save_receipt
+from common import DATA, WORK, at_least, bench_parser, exactly, save_receipt
 from herd.report import Value
 from llama_server_shim import SHIM
+from suites import pip_install, run_tests, source_package
 
-SOURCE = "llama_cpp_python-0.3.36"
-PACKAGES = ("wget",)
 SKIPS = Path(__file__).with_name("serve_llamacpp_skips.yaml")
 PLUGIN = """
 import json, os, re
@@ -50,20 +47,16 @@ MIN_FUNCTIONS = 90
 def main() -> None:
     """Run the tests and write a receipt."""
     parser = bench_parser(__doc__)
-    parser.add_argument(
-        "--source", type=Path, help="the unpacked source package (default: fetched from PyPI)"
-    )
-    parser.add_argument(
-        "--only", default="", help="run only tests whose name contains this, without a receipt"
-    )
+    parser.add_argument("--source", type=Path, help="the unpacked source package (default: PyPI's)")
+    parser.add_argument("--only", default="", help="run only tests named so, without a receipt")
     args = parser.parse_args()
     skips: dict[str, str] = yaml.safe_load(SKIPS.read_text(encoding="utf-8"))
-    source = (args.source or fetch()) / "vendor" / "llama.cpp"
+    source = llamacpp_tests(args.source)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        shutil.copytree(source / "tools" / "server" / "tests", folder / "tools" / "server" / "tests")
-        shutil.copytree(source / "models" / "templates", folder / "models" / "templates")
         tests = folder / "tools" / "server" / "tests"
+        shutil.copytree(source, tests)
+        shutil.copytree(source.parents[2] / "models" / "templates", folder / "models" / "templates")
         functions = test_functions(tests / "unit")
         with forking_server(folder) as environment:
             outcomes = run(tests, environment, list(skips), args.only)
@@ -83,13 +76,12 @@ def main() -> None:
         sys.exit(bool(failed))
     save_receipt(
         "serve-llamacpp-tests",
-        commit=args.commit,
         what="llama.cpp's own server tests, unchanged, against `herd serve` behind a shim, with stories260K",
         values={
             "functions": Value(len(functions), "test functions"),
-            "run": Value(len(ran), "functions", bar=f"≥ {MIN_FUNCTIONS}", passed=len(ran) >= MIN_FUNCTIONS),
+            "run": at_least(MIN_FUNCTIONS, len(ran), "functions"),
             "cases": Value(len(outcomes), "cases run"),
-            "failed": Value(len(failed), "cases", bar="= 0", passed=not failed),
+            "failed": exactly(0, len(failed), "cases"),
         },
         notes="; ".join(f"{count} functions: {reason}" for reason, count in reasons.most_common()),
     )
@@ -114,18 +106,7 @@ def forking_server(folder: Path) -> Iterator[dict[str, str]]:
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     site.mkdir()
     (site / "herd_skips.py").write_text(PLUGIN, encoding="utf-8")
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "-q",
-        "--disable-pip-version-check",
-        "install",
-        "--no-deps",
-        "--target",
-        str(site),
-    ]
-    subprocess.run([*pip, *PACKAGES], check=True)
+    pip_install(site, "wget")
     shim = Path(__file__).with_name("llama_server_shim.py")
     command = [sys.executable, str(shim), str(place), str(DATA / "stories260K")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forker:
@@ -143,51 +124,19 @@ def forking_server(folder: Path) -> Iterator[dict[str, str]]:
 
 def run(tests: Path, environment: dict[str, str], skips: list[str], only: str) -> dict[str, str | None]:
     """Run the tests that are not skipped. Return the problem of each, None for those that passed."""
-    report = tests / "report.xml"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-n",
-        "0",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "herd_skips",
-        "--tb=short",
-    ]
-    command += ["-o", "junit_family=xunit1", f"--junitxml={report}", "unit", *(["-k", only] if only else [])]
-    log = tests / "log.txt"
-    with log.open("w", encoding="utf-8") as output:
-        subprocess.run(
-            command,
-            cwd=tests,
-            env=environment | {"HERD_SKIPS": json.dumps(skips)},
-            stdout=output,
-            check=False,
-        )
-    if not report.exists():
-        sys.exit(log.read_text(encoding="utf-8")[-2000:])
+    words = ["-n", "0", "-p", "no:cacheprovider", "-p", "herd_skips", "--tb=short"]
+    words += ["unit", *(["-k", only] if only else [])]
     out: dict[str, str | None] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        problem = case.find("failure")
-        problem = case.find("error") if problem is None else problem
-        if case.find("skipped") is None:
-            words = (problem.get("message") or "error") if problem is not None else None
-            out[f"{case.get('file')}::{case.get('name')}"] = words and " ".join(words.split())[:200]
+    for case, problem in run_tests(tests, words, environment | {"HERD_SKIPS": json.dumps(skips)}):
+        said = None if problem is None else problem.get("message") or "error"
+        out[f"{case.get('file')}::{case.get('name')}"] = said and " ".join(said.split())[:200]
     return out
 
 
-def fetch() -> Path:
-    """Return the folder of llama-cpp-python's source package."""
-    folder = WORK / "llamacpp-tests"
-    if not (folder / SOURCE).exists():
-        wanted = SOURCE.replace("_", "-").replace("-0", "==0")
-        pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "download"]
-        subprocess.run([*pip, "--no-deps", "--no-binary", ":all:", wanted, "-d", str(folder)], check=True)
-        with tarfile.open(folder / f"{SOURCE}.tar.gz") as archive:
-            archive.extractall(folder, filter="data")
-    return folder / SOURCE
+def llamacpp_tests(source: Path | None) -> Path:
+    """Return the folder of llama.cpp's server tests in llama-cpp-python's source package, fetched if it is None."""
+    source = source or source_package("llama_cpp_python", "0.3.36", WORK / "llamacpp-tests")
+    return source / "vendor" / "llama.cpp" / "tools" / "server" / "tests"
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any
 import httpx
 import torch
 
-from common import DATA, WORK, add_commit, save_receipt
+from common import DATA, WORK, add_commit, exactly, save_receipt
 from herd.report.receipt import Value
 from herd.serve.chat import ServedModel
 from herd.serve.server_tools import ServerTools
@@ -41,7 +41,7 @@ from herd.text import Tokenizer
 from herd.text.messages import CODE_INTERPRETER
 from herd.tools.mcp_servers import McpServers, ServerEntry
 from serve_agents import CONTEXT, ScriptedLoop, calls_text
-from serve_llamacpp_tests import fetch
+from serve_llamacpp_tests import llamacpp_tests
 from servers import ledger_rows, new_key, serving
 
 FOLDER = WORK / "mcp-conformance"
@@ -215,7 +215,6 @@ def conformance(args: argparse.Namespace) -> bool:
         values[f"{scenario}: checks that pass"] = Value(passed, f"of {total}", bar="all", passed=good)
     save_receipt(
         "serve-mcp-conformance",
-        commit=args.commit,
         what="MCP's conformance tests for clients, through herd serve and a scripted model",
         values=values,
     )
@@ -231,7 +230,7 @@ def client(args: argparse.Namespace) -> bool:
 
 def hostile(args: argparse.Namespace) -> bool:
     """Run the six hostile servers."""
-    fixtures = (args.source or fetch()) / "vendor" / "llama.cpp" / "tools" / "server" / "tests" / "fixtures"
+    fixtures = llamacpp_tests(args.source) / "fixtures"
     values: dict[str, Value] = {}
     for name, (tool, given, contained) in FIXTURES.items():
         entry = ServerEntry(command=sys.executable, args=[str(fixtures / f"mcp_{name}_server.py")])
@@ -245,13 +244,10 @@ def hostile(args: argparse.Namespace) -> bool:
             f"{name}: tokens billed": Value(
                 sum(result["billed"]), "tokens", bar=f"= {sum(result['generated'])}", passed=exact
             ),
-            f"{name}: processes left": Value(
-                len(result["left"]), "processes", bar="= 0", passed=not result["left"]
-            ),
+            f"{name}: processes left": exactly(0, len(result["left"]), "processes"),
         }
     save_receipt(
         "serve-mcp-hostile",
-        commit=args.commit,
         what="llama.cpp's six MCP servers for tests, two calls of each, through herd serve and a scripted model",
         values=values,
         notes=f"a call may take {CALL_SECONDS:g} s",
@@ -295,20 +291,15 @@ def programs(args: argparse.Namespace) -> bool:
     )
     count = sum(value.passed is True for value in values.values())
     values = {
-        "programs contained": Value(
-            count, "programs", bar=f"= {len(PROGRAMS)}", passed=count == len(PROGRAMS)
-        ),
+        "programs contained": exactly(len(PROGRAMS), count, "programs"),
         "answered, and the server lives": Value(lives, "yes", bar="yes", passed=lives),
         "files outside untouched": Value(untouched, "yes", bar="yes", passed=untouched),
-        "turns that a program's output adds to the dialog": Value(
-            forged, "turns", bar="= 0", passed=forged == 0
-        ),
-        "tokens billed": Value(billed, "tokens", bar=f"= {generated}", passed=billed == generated),
-        "processes left": Value(left, "processes", bar="= 0", passed=left == 0),
+        "turns that a program's output adds to the dialog": exactly(0, forged, "turns"),
+        "tokens billed": exactly(generated, billed, "tokens"),
+        "processes left": exactly(0, left, "processes"),
     } | values
     save_receipt(
         "serve-hostile-programs",
-        commit=args.commit,
         what="Hostile programs in the code interpreter of herd serve, written by a scripted model",
         values=values,
         notes="each in a new sandbox with 5 s and 256 MB, as a served tool has them",
@@ -335,9 +326,7 @@ def main(words: Sequence[str] | None = None) -> None:
         one.set_defaults(verb=verb)
         add_commit(one)
         if verb is hostile:
-            one.add_argument(
-                "--source", type=Path, help="the unpacked source package (default: fetched from PyPI)"
-            )
+            one.add_argument("--source", type=Path, help="the unpacked source package (default: PyPI's)")
         if verb is client:
             one.add_argument("url")
     args = parser.parse_args(words)

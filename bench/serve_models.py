@@ -26,7 +26,7 @@ import httpx
 import numpy as np
 import psutil
 
-from common import DATA, WORK, bench_parser, save_receipt
+from common import DATA, WORK, at_most, bench_parser, exactly, save_receipt
 from herd.report import Value
 
 FILE = DATA / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -58,20 +58,8 @@ def model_files(work: Path) -> dict[str, Path]:
     for name, to in FORMATS.items():
         files[name] = FILE if to is None else work / name
         if not files[name].exists():
-            subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "herd",
-                    "quantize",
-                    str(FILE),
-                    "--out",
-                    str(files[name]),
-                    "--to",
-                    str(to),
-                ],
-                check=True,
-            )
+            words = ["quantize", str(FILE), "--out", str(files[name]), "--to", str(to)]
+            subprocess.run([sys.executable, "-m", "herd", *words], check=True)
     return files
 
 
@@ -126,17 +114,8 @@ def main() -> None:
     files = model_files(args.work)
     names = [path.stem if path.suffix == ".gguf" else path.name for path in files.values()]
     command = [sys.executable, "-m", "herd", "serve", *map(str, files.values()), "--port", "0"]
-    command += [
-        "--memory-gb",
-        str(BUDGET_GB),
-        "--context",
-        str(CONTEXT),
-        "--parallel",
-        "8",
-        "--cache-gb",
-        str(CACHE_GB),
-        "--no-keys",
-    ]
+    command += ["--memory-gb", str(BUDGET_GB), "--cache-gb", str(CACHE_GB), "--context", str(CONTEXT)]
+    command += ["--parallel", "8", "--no-keys"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     log: list[str] = []
     assert server.stderr is not None
@@ -167,19 +146,17 @@ def main() -> None:
     values = {
         "requests": Value(len(load.seconds), "requests"),
         "errors": Value(len(load.errors), "errors", bar="0", passed=not load.errors and lives),
-        "prompts_with_several_answers": Value(varying, "prompts", bar="0", passed=varying == 0),
+        "prompts_with_several_answers": exactly(0, varying, "prompts"),
         "unloaded": Value(unloads, "times"),
         "load_median": Value(float(np.median(loads)) if loads else None, "s"),
         "load_longest": Value(max(loads, default=None), "s"),
         "request_median": Value(float(np.median(load.seconds)), "s"),
         "request_p95": Value(float(np.quantile(load.seconds, 0.95)), "s"),
-        "memory_above_start": Value(
-            above, "bytes", bar=f"<= {BUDGET_GB} GB", passed=above <= BUDGET_GB * 1e9
-        ),
+        "memory_above_start": at_most(BUDGET_GB * 1e9, above, "bytes", shown=f"<= {BUDGET_GB} GB"),
         "minutes": Value(args.minutes, "min"),
     }
     save_receipt(
-        "serve-models", commit=args.commit, what="three models under a budget that holds two, mixed load",
+        "serve-models", what="three models under a budget that holds two, mixed load",
         values=values, seed=SEED, notes="; ".join(load.errors[:5]) or f"{CLIENTS} clients, budget {BUDGET_GB} GB",
     )  # fmt: skip
 

@@ -13,21 +13,22 @@ import asyncio
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import psutil
 
-from common import bench_parser, save_receipt
+from common import at_most, bench_parser, save_receipt
+from contestant import Contestant
 from herd.evals.bootstrap import mean_interval, ratio_interval
 from herd.report import Value
 from herd.serve.keys import TokenBudget
 from herd.serve.prices import TokenPrice, set_price
 from herd.serve.store import Store
-from servers import new_key
+from servers import http_request, new_key
 from tiny_server import TinyServers, tiny_model
 
 CLIENTS = 32
@@ -57,9 +58,16 @@ async def bare_round(loop, tokenizer, round_: int) -> dict[str, float | list[flo
             first = first or time.perf_counter() - start
         return generation.usage.completion_tokens, first
 
-    cpu, wall = time.process_time(), time.perf_counter()
+    return await measured(answer, time.process_time)
+
+
+async def measured(
+    answer: Callable[[int], Awaitable[tuple[int, float]]], cpu_seconds: Callable[[], float]
+) -> dict[str, float | list[float]]:
+    """Ask for the answers of a round, each with its tokens and TTFT: all clients at once, and then one at a time."""
+    cpu, wall = cpu_seconds(), time.perf_counter()
     counts = [count for count, _ in await asyncio.gather(*map(answer, range(CLIENTS)))]
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
     firsts = []
     for number in range(SINGLE_REQUESTS):
         await asyncio.sleep(PAUSE_SECONDS)
@@ -88,14 +96,10 @@ async def http_round(servers: TinyServers, token: str, round_: int) -> dict[str,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        data = json.dumps(body).encode()
-        head = (
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n"
-            f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
-        )
+        data = http_request("/v1/chat/completions", body, token)
         start = time.perf_counter()
         reader, writer = await asyncio.open_connection("127.0.0.1", servers.port)
-        writer.write(head.encode() + data)
+        writer.write(data)
         first, usage = 0.0, b""
         while line := await reader.readline():
             if not first and b'"content":' in line and b'"role"' not in line:
@@ -106,15 +110,7 @@ async def http_round(servers: TinyServers, token: str, round_: int) -> dict[str,
         return json.loads(usage[6:])["usage"]["completion_tokens"], first
 
     process = psutil.Process(servers.pid)
-    before, wall = sum(process.cpu_times()[:2]), time.perf_counter()
-    counts = [count for count, _ in await asyncio.gather(*map(answer, range(CLIENTS)))]
-    wall = time.perf_counter() - wall
-    cpu = sum(process.cpu_times()[:2]) - before
-    firsts = []
-    for number in range(SINGLE_REQUESTS):
-        await asyncio.sleep(PAUSE_SECONDS)
-        firsts.append((await answer(CLIENTS + number))[1])
-    return {"cpu": cpu, "wall": wall, "tokens": sum(counts), "first": firsts}
+    return await measured(answer, lambda: sum(process.cpu_times()[:2]))
 
 
 def main() -> None:
@@ -124,13 +120,8 @@ def main() -> None:
     parser = bench_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     arguments = parser.parse_args()
-    bare = subprocess.Popen(
-        [sys.executable, __file__, "bare"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert bare.stdin is not None
-    assert bare.stdout is not None
     pairs = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Contestant([sys.executable, __file__, "bare"]) as bare:
         store = Store(Path(folder) / "serve.db")
         set_price(store, "tiny", TokenPrice(150_000, 20_000, 600_000), "EUR", "bench")
         budgets = (TokenBudget(unit="money", period="month", amount=10**12),)
@@ -141,8 +132,7 @@ def main() -> None:
             http_first = round_ % 2 == 0
             if http_first:
                 http = asyncio.run(http_round(servers, token, round_))
-            print(round_, file=bare.stdin, flush=True)
-            alone = json.loads(bare.stdout.readline())
+            alone = bare.ask(round_)
             if not http_first:
                 http = asyncio.run(http_round(servers, token, round_))
             assert http["tokens"] == alone["tokens"], (http["tokens"], alone["tokens"])
@@ -151,10 +141,8 @@ def main() -> None:
         servers.stop()
         servers.close()
         store.close()
-    bare.communicate()
     save_receipt(
         "serve-overhead",
-        commit=arguments.commit,
         what=f"HTTP, keys and ledger over the bare engine: {CLIENTS} streams, one token an event",
         values=results(pairs),
     )
@@ -175,12 +163,8 @@ def results(pairs: list[tuple[dict, dict]]) -> dict[str, Value]:
     ]
     n_tokens = statistics.mean(http["tokens"] for http, _ in pairs)
     return {
-        "cpu_per_token": Value(
-            cost.value, "µs", cost.lo, cost.hi, bar=f"≤ {BAR_US}", passed=cost.value <= BAR_US
-        ),
-        "ttft": Value(
-            delay.value, "ms", delay.lo, delay.hi, bar=f"≤ {BAR_TTFT_MS}", passed=delay.value <= BAR_TTFT_MS
-        ),
+        "cpu_per_token": at_most(BAR_US, cost.value, "µs", cost.lo, cost.hi),
+        "ttft": at_most(BAR_TTFT_MS, delay.value, "ms", delay.lo, delay.hi),
         "ttft_fastest_tenth": Value(quiet[0] - quiet[1], "ms"),
         "bare_cpu_per_token": Value(
             statistics.mean(1e6 * bare["cpu"] / bare["tokens"] for _, bare in pairs), "µs"

@@ -23,12 +23,9 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import tarfile
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -37,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from answering_clients import ask_for_answers
-from common import WORK, bench_parser, save_receipt
+from common import WORK, at_most, bench_parser, exactly, save_receipt
 from herd.checkpoint import save_model
 from herd.engine.engine import Engine
 from herd.engine.loop import EngineLoop
@@ -47,7 +44,8 @@ from herd.report import Value
 from herd.serve.chat import ServedModel
 from herd.serve.store import Store
 from herd.text import Tokenizer
-from servers import gateway, ledger_rows, new_key, serving, vllm, zero
+from servers import gateway, ledger_rows, new_key, serving, vllm
+from suites import pip_install, run_tests, source_package
 
 PACKAGES = ("respx", "dirty-equals", "inline-snapshot", "time-machine", "nest-asyncio", "httpx-aiohttp",
             "executing", "asttokens", "pytest-asyncio", "aiohttp", "http-snapshot")  # fmt: skip
@@ -165,13 +163,12 @@ def main() -> None:
     name, through = BEHIND.get(args.gateway, ("serve-sdk", "`herd serve` with a tiny random model"))
     save_receipt(
         name,
-        commit=args.commit,
         what=f"The SDKs' own tests with strict validation, against {through}",
         values={
             "passed": Value(sum(failure is None for failure in failures.values()), "tests"),
             "listed": Value(reasons.total(), "tests refused as they must be"),
             "answered": Value(len(answered), "kinds of calls, whole and streamed"),
-            "failed": Value(len(surprises), "tests", bar="= 0", passed=not surprises),
+            "failed": exactly(0, len(surprises), "tests"),
             **values,
         },
         notes="; ".join(f"{count}: {reason}" for reason, count in reasons.items()),
@@ -238,50 +235,29 @@ def compared(rows: list[Any], behind: Counter[tuple[int, int]]) -> dict[str, Val
     return {
         "billed": Value(ours.total(), "answers"),
         "tokens_billed": Value(sum(sum(tokens) * n for tokens, n in ours.items()), "tokens"),
-        "billed_otherwise_behind": zero((ours - behind).total(), "answers"),
+        "billed_otherwise_behind": exactly(0, (ours - behind).total(), "answers"),
         "hung_up": Value(n_left, "requests"),
-        "complete_only_behind": Value(n_more, "answers", bar=f"≤ {n_left}, those hung up", passed=n_more <= n_left),
-        "still_reserved": zero(sum(row.reserved_tokens for row in rows), "tokens"),
+        "complete_only_behind": at_most(n_left, n_more, "answers", shown=f"≤ {n_left}, those hung up"),
+        "still_reserved": exactly(0, sum(row.reserved_tokens for row in rows), "tokens"),
     }  # fmt: skip
 
 
 def run_suite(suite: SdkSuite, url: str, key: str) -> dict[str, str | None]:
     """Run a suite's tests and return each test's failure, or None for those that passed."""
-    source, site = fetch(suite)
+    folder = WORK / "sdk"
+    source, site = source_package(suite.package, suite.version, folder), folder / "site"
+    if not site.exists():
+        pip_install(site, *PACKAGES)
     conftest = source / "tests" / "conftest.py"
     conftest.write_text(re.sub(r"(?m)^api_key = .*$", f"api_key = {key!r}", conftest.read_text()))
-    report = source / "herd-report.xml"
     paths = os.pathsep.join([str(source / "src"), str(site)])
     environment = os.environ | {"PYTHONPATH": paths, "TEST_API_BASE_URL": f"{url}{suite.path}"}
-    words = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-o", "junit_family=xunit1"]
-    words += [f"--junitxml={report}", *suite.files]
-    subprocess.run(words, cwd=source, env=environment, stdout=subprocess.DEVNULL, check=False)
-    out: dict[str, str | None] = {}
-    for case in ElementTree.parse(report).iter("testcase"):
-        problem = case.find("failure")
-        problem = case.find("error") if problem is None else problem
-        if case.find("skipped") is None:
-            name = f"{case.get('file')}::{case.get('classname')}::{case.get('name')}"
-            out[name] = None if problem is None else problem.text or ""
-    if not out:
-        sys.exit(f"no test of {suite.package} was run: see {report}")
-    return out
-
-
-def fetch(suite: SdkSuite) -> tuple[Path, Path]:
-    """Return the folders of the source package and of the packages that its tests import."""
-    folder = WORK / "sdk"
-    source, site = folder / f"{suite.package}-{suite.version}", folder / "site"
-    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
-    if not site.exists():
-        subprocess.run([*pip, "install", "--no-deps", "--target", str(site), *PACKAGES], check=True)
-    if not source.exists():
-        wanted = f"{suite.package}=={suite.version}"
-        download = ["download", "--no-deps", "--no-binary", ":all:", wanted, "-d", str(folder)]
-        subprocess.run([*pip, *download], check=True)
-        with tarfile.open(next(folder.glob(f"{suite.package}-{suite.version}.tar.gz"))) as archive:
-            archive.extractall(folder, filter="data")
-    return source, site
+    return {
+        f"{case.get('file')}::{case.get('classname')}::{case.get('name')}": None
+        if problem is None
+        else problem.text or ""
+        for case, problem in run_tests(source, ["-q", "-n", "2", *suite.files], environment)
+    }
 
 
 def tiny_model() -> tuple[LlamaLM, Tokenizer]:

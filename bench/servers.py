@@ -11,8 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ import httpx
 import sqlalchemy as sql
 
 from common import WORK
-from herd.report import Value
 from herd.serve.app import create_app
 from herd.serve.keys import KeyPolicy, create_key
 from herd.serve.run import HerdServer
@@ -60,14 +58,24 @@ def free_port() -> int:
 
 
 @contextmanager
-def process(*words: str, log: Path | None = None, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program in a process group of its own, and end the group."""
+def process(
+    *words: str, log: Path | None = None, without: Sequence[str] = (), **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program in a process group of its own, and end the group. If the block fails, print the end of its log.
+
+    ``environment`` is added to this process's, ``without`` are names that are left out of it.
+    """
     out = subprocess.DEVNULL if log is None else log.open("wb")
+    kept = {name: value for name, value in os.environ.items() if name not in without}
     child = subprocess.Popen(
-        words, env={**os.environ, **environment}, stdout=out, stderr=subprocess.STDOUT, process_group=0
+        words, env=kept | environment, stdout=out, stderr=subprocess.STDOUT, process_group=0
     )
     try:
         yield child
+    except BaseException:
+        if log is not None:
+            print(log.read_text(encoding="utf-8", errors="replace")[-3000:], flush=True)
+        raise
     finally:
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGTERM)
@@ -129,6 +137,18 @@ def scripted_upstream(n_pieces: int) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
 
 
+def http_request(path: str, body: dict[str, Any], key: str = "any", name: str = "") -> bytes:
+    """Return the bytes of a POST request, for a client on a raw socket. ``name`` is its Idempotency-Key."""
+    data = json.dumps(body).encode()
+    lines = [
+        f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Authorization: Bearer {key}", "Connection: close",
+        "Content-Type: application/json", f"Content-Length: {len(data)}",
+    ]  # fmt: skip
+    if name:
+        lines.append(f"Idempotency-Key: {name}")
+    return "\r\n".join([*lines, "", ""]).encode() + data
+
+
 def new_key(store: Store, name: str, **policy: Any) -> str:
     """Create a key and return its token."""
     return create_key(store, name, KeyPolicy(**policy), actor="bench")[1]
@@ -139,17 +159,6 @@ def ledger_rows(store: Store, token: str = "") -> list[Any]:
     of_key = requests.c.key_id == token.split("-")[1] if token else sql.true()
     with store.read() as connection:
         return list(connection.execute(sql.select(requests).where(of_key)))
-
-
-def n_different(some: list[Any], others: list[Any]) -> int:
-    """Return how many values of two lists have no partner in the other one, in any order."""
-    first, second = Counter(some), Counter(others)
-    return (first - second).total() + (second - first).total()
-
-
-def zero(count: int, unit: str) -> Value:
-    """Return a count that must be zero."""
-    return Value(count, unit, bar="= 0", passed=count == 0)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import DATA, save_receipt
+from common import DATA, at_least, save_receipt
 from herd.cli.eval_model import open_local
 from herd.distill.arms import Workshop
 from herd.distill.cells import Cells, ShrinkSettings
@@ -169,6 +169,4 @@ def hellaswag(
         f"{name}: HellaSwag": Value(one.value, "fraction", one.lo, one.hi) for name, one in found.items()
     }
     kept = found["trained"].value / found["teacher"].value
-    return values | {
-        "HellaSwag, share of the teacher's": Value(kept, "fraction", bar=f"≥ {bar}", passed=kept >= bar)
-    }
+    return values | {"HellaSwag, share of the teacher's": at_least(bar, kept, "fraction")}

@@ -185,7 +185,6 @@ def forced(args: argparse.Namespace) -> None:
         }
     save_receipt(
         "speculation-forced",
-        commit=args.commit,
         what=f"speculation, {shape(args.size, args.layers)}, draft of "
         f"{shape(args.draft_size, args.draft_layers)}, random {args.quant}: speed-up over plain greedy "
         "decoding at forced acceptance, medians of paired ratios",
@@ -241,7 +240,6 @@ def student(args: argparse.Namespace) -> None:
     found = measure_acceptance(model, small, tokenizer, requests, args.draft_tokens, args.temperature)
     save_receipt(
         "speculation-student",
-        commit=args.commit,
         what="speculation with a real student as draft: acceptance rate compared with 1 - TV",
         values=found.values()
         | {"draft_parameters": (small.config.n_params / model.config.n_params, "of the model's")},

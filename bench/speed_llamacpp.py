@@ -25,7 +25,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from common import WORK, bench_parser, save_receipt
+from common import WORK, at_least, bench_parser, save_receipt
 from herd.checkpoint import write_random
 from herd.evals.rival import LlamaCpp, find_python
 from herd.evals.speed import Work, longest_sequence, measure_speed, overhead_seconds
@@ -70,7 +70,7 @@ def verdicts(record: dict, wide_registers: bool, batched: bool, long: bool) -> d
     elif long:
         share = record["share_of_bandwidth"]
         values[f"{name}: ratio"] = ratio(bar="≥ 1.5", passed=rival["ratio"] >= 1.5)
-        values[f"{name}: share of read bandwidth"] = Value(share, "1", bar="≥ 0.7", passed=share >= 0.7)
+        values[f"{name}: share of read bandwidth"] = at_least(0.7, share, "1")
     else:
         # Either is enough: a good rival leaves less to gain where the memory is the limit.
         room = record["read_bandwidth"] / rival["bytes_per_second"]
@@ -136,7 +136,7 @@ def main() -> None:
     decode, prefill = records
     if batched:
         share = decode["gops"] / prefill["gops"]
-        values["decode's arithmetic over prefill's"] = Value(share, "1", bar="≥ 0.7", passed=share >= 0.7)
+        values["decode's arithmetic over prefill's"] = at_least(0.7, share, "1")
     between = overhead_seconds(config, plan, model.dtype, args.batch) / decode["seconds"]
     values["between kernels, at most"] = Value(
         between, "1", bar=None if batched else "≤ 0.05", passed=None if batched else between <= 0.05
@@ -148,7 +148,6 @@ def main() -> None:
     whole = "whole model" if config.n_layers == SIZES[args.size].n_layers else f"{config.n_layers} layers"
     save_receipt(
         "-".join(parts),
-        commit=args.commit,
         what=f"{args.size} shape, {whole}, {plan.label.upper()}: Herd and llama.cpp in turns on the same "
         "blocks",
         values=values,

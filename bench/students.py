@@ -102,7 +102,6 @@ def main() -> None:
 
     save_receipt(
         "students",
-        commit=options.commit,
         what=f"pruned and distilled student against its control, {options.seeds} seeds, held-out text",
         values={
             "gap_at_equal_tokens": gap("control"),

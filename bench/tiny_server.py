@@ -74,16 +74,7 @@ def tiny_model() -> tuple[Any, Any]:
 
     torch.set_num_threads(1)
     tokenizer = Tokenizer.train(SAMPLE, 540)
-    config = ModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        dim=48,
-        n_layers=2,
-        n_heads=6,
-        n_kv_heads=2,
-        ffn_dim=96,
-        rope_theta=10_000.0,
-        max_context=CONTEXT,
-    )
+    config = ModelConfig(tokenizer.vocab_size, 48, 2, 6, 2, 96, rope_theta=10_000.0, max_context=CONTEXT)
     return LlamaLM(config).init_weights(0, std=0.2), tokenizer
 
 

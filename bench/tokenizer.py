@@ -23,7 +23,7 @@ import tiktoken
 import tokenizers
 from tiktoken.load import load_tiktoken_bpe
 
-from common import DATA, bench_parser, save_receipt
+from common import DATA, bench_parser, exactly, save_receipt
 from herd.report.receipt import Value
 from herd.text import Tokenizer
 from herd.text.tokenizer_json import PATTERN
@@ -57,8 +57,7 @@ def seconds(encode: Callable[[str], object], texts: Iterable[str]) -> float:
 
 
 def main() -> None:
-    parser = bench_parser(__doc__)
-    options = parser.parse_args()
+    bench_parser(__doc__).parse_args()
     model = DATA / "llama3_tokenizer" / "tokenizer.model"
     ours = Tokenizer.from_file(model)
     oracle = tiktoken.Encoding(
@@ -96,15 +95,14 @@ def main() -> None:
     values |= {
         "sentences": Value(n_sentences, "sentences"),
         "bytes": Value(n_bytes, "bytes"),
-        "unlike_tiktoken": Value(unlike_tiktoken, "sentences", bar="0", passed=unlike_tiktoken == 0),
-        "unlike_tokenizer_json": Value(unlike_derived, "sentences", bar="0", passed=unlike_derived == 0),
-        "not_round_trip": Value(lossy, "sentences", bar="0", passed=lossy == 0),
+        "unlike_tiktoken": exactly(0, unlike_tiktoken, "sentences"),
+        "unlike_tokenizer_json": exactly(0, unlike_derived, "sentences"),
+        "not_round_trip": exactly(0, lossy, "sentences"),
         "time_vs_tiktoken": Value(round(times["herd"] / times["tiktoken"], 2), "1"),
         "time_vs_tokenizers": Value(round(times["herd"] / times["tokenizers"], 2), "1"),
     }
     save_receipt(
         "tokenizer",
-        commit=options.commit,
         what="Herd's tokenizer with Meta's ranks, tiktoken, and its own tokenizer.json in ten languages",
         values=values,
         rivals={"tiktoken": tiktoken.__version__, "tokenizers": tokenizers.__version__},

@@ -21,7 +21,7 @@ import os
 import statistics
 from importlib.metadata import version
 
-from common import WORK, bench_parser, save_receipt
+from common import WORK, at_least, at_most, bench_parser, save_receipt
 from contestant import Contestant, answer_steps
 from herd.files import write_atomically
 
@@ -202,7 +202,7 @@ def main() -> None:
     record = match({name: (RIVALS | OURS)[name] for name in finalists}, arguments.rounds, arguments.threads)
     pace = {name: statistics.median(r["seconds"]) for name, r in record.items()}
     best = {side: min((n for n in pace if n.startswith(side)), key=pace.__getitem__) for side in SIDES}
-    report(field, best, record, arguments.threads, arguments.commit)
+    report(field, best, record, arguments.threads)
 
 
 def close_to_best(field: dict[str, dict[str, float]], side: str) -> list[str]:
@@ -215,7 +215,7 @@ SIDES = ("eager", "compiled", "herd")
 BARS = {"eager": (1.8, 0.6), "compiled": (1.15, 0.9)}
 
 
-def report(field, best, record, threads: int, commit: bool) -> None:
+def report(field, best, record, threads: int) -> None:
     from herd.report.receipt import Value
 
     ours = record[best["herd"]]
@@ -232,14 +232,13 @@ def report(field, best, record, threads: int, commit: bool) -> None:
         ratios = [a / b for a, b in zip(theirs["seconds"], ours["seconds"], strict=True)]
         low, ratio, high = statistics.quantiles(ratios, n=4)
         memory = max(ours["peak"]) / max(theirs["peak"])
-        values[f"pace_vs_{side}"] = Value(ratio, "ratio", low, high, f"≥ {pace_bar}", ratio >= pace_bar)
-        values[f"peak_vs_{side}"] = Value(memory, "ratio", bar=f"≤ {memory_bar}", passed=memory <= memory_bar)
+        values[f"pace_vs_{side}"] = at_least(pace_bar, ratio, "ratio", low, high)
+        values[f"peak_vs_{side}"] = at_most(memory_bar, memory, "ratio")
     tried = ", ".join(
         f"{name} {TOKENS / r['seconds']:.0f} tokens/s {r['peak'] / 1e9:.2f} GB" for name, r in field.items()
     )
     save_receipt(
         "train-throughput",
-        commit=commit,
         what=f"Training steps of {ROWS} x {CONTEXT} tokens, D 512, F 1408, 8 layers, 32,000 words, "
         f"{threads} threads, alternated with transformers + fused AdamW; peak is the whole process's "
         "largest resident set",

@@ -84,7 +84,6 @@ def main() -> None:
         runner.stop()
     save_receipt(
         "transformers-decode",
-        commit=args.commit,
         what=f"{args.size} shape on the CPU: decode in 4 and 8 bits compared with transformers in bf16",
         values=values,
         seed=SEED,

@@ -57,21 +57,8 @@ def speed(work: str) -> Callable[[Path], float]:
     """Return a function that gives the seconds per token of `herd bench` for decode or prefill, 8B width, 4 layers."""
 
     def seconds(tree: Path) -> float:
-        words = [
-            "bench",
-            "--size",
-            "8B",
-            "--layers",
-            "4",
-            "--quant",
-            "q4",
-            "--rounds",
-            "3",
-            "--steps",
-            "32",
-            "--json",
-        ]
-        records = json.loads(run(tree, "-m", "herd", *words))["rows"]
+        words = "bench --size 8B --layers 4 --quant q4 --rounds 3 --steps 32 --json"
+        records = json.loads(run(tree, "-m", "herd", *words.split()))["rows"]
         return 1 / next(record["tokens_per_second"] for record in records if record["work"] == work)
 
     return seconds
@@ -135,7 +122,6 @@ def main() -> None:
         ).stdout.strip()
         save_receipt(
             f"versions-{name}",
-            commit=args.commit,
             what=f"{name}: seconds of the version {commit} divided by this one's, alternated",
             values={
                 "ratio": Value(

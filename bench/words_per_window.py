@@ -98,7 +98,6 @@ def main() -> None:
         write_atomically(ROOT / "src" / "herd" / "plan" / "words.yaml", "\n".join(table) + "\n")
     save_receipt(
         "words-per-window",
-        commit=args.commit,
         what="English words' worth of text in a window of 131,072 tokens, by language, with Meta's tokenizer",
         values=values,
         seed=SEED,

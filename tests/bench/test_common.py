@@ -1,7 +1,5 @@
 """Benches: measuring changes no committed file unless it is asked to."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys
@@ -26,11 +24,8 @@ def folders(tmp_path, monkeypatch):
 @pytest.mark.parametrize("words, place", [([], "runs"), (["--commit"], "bench")])
 def test_a_receipt_goes_to_runs_unless_commit_is_given(folders, monkeypatch, capsys, words, place):
     monkeypatch.setattr(sys, "argv", ["/somewhere/bench/pace.py", "my model", *words])
-    parser = common.bench_parser("What it measures.")
-    parser.add_argument("model")
-    options = parser.parse_args()
     values = {"pace": Value(2.5, "tokens/s", bar="≥ 2", passed=True)}
-    path = common.save_receipt("pace", commit=options.commit, what="pace", values=values, seed=3)
+    path = common.save_receipt("pace", what="pace", values=values, seed=3)
     assert path == folders / place / "receipts" / "pace.json"
     assert [p for p in folders.rglob("*") if p.is_file()] == [path]
     receipt = read_receipts(path.parent)["pace"]

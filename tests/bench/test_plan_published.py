@@ -1,8 +1,6 @@
 """Published runs against predictions: the fit, the simulation of failures and the sizes that the benches
 use."""
 
-from __future__ import annotations
-
 import statistics
 
 import pytest

@@ -1,7 +1,5 @@
 """The generated tables and pictures of the README: idempotent, and up to date with the committed receipts."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
