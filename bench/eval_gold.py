@@ -22,7 +22,7 @@ from herd.report.receipt import Value
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "evals"))
 from gold import gold_answer
 
-SUITES_OF_SETS = ("leak", "base", "instruct", "tools")
+SUITES_OF_SETS = ("llama31", "base", "instruct", "tools")
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
     HERD_TEST_DATA=../shared/data python bench/eval_lmeval.py
 
-The first 200 real items of every task of the leak suite are put to a random model of D = 64 with Meta's
+The first 200 real items of every task of the llama31 suite are put to a random model of D = 64 with Meta's
 tokenizer and 8k context, in fp32. lm-eval runs its own task files and its own `hf` model. Only the rows come
 from the data sets on disk, and shots are drawn by its ``first_n`` sampler. Compared per item: every
 log-likelihood, which choice is best by ``acc`` and by ``acc_norm``, and whether a continuation is the greedy
@@ -111,7 +111,7 @@ def receipt(results: dict[str, Any], args: argparse.Namespace, n: int, same: int
     different = {name: result["examples"][:3] for name, result in results.items() if result["examples"]}
     save_receipt(
         "eval_lmeval",
-        what="per-item decisions of herd eval and of lm-eval on transformers, leak suite, fp32",
+        what="per-item decisions of herd eval and of lm-eval on transformers, llama31 suite, fp32",
         values=values,
         seed=0,
         rivals=RIVALS,

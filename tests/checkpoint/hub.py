@@ -57,11 +57,8 @@ def serve(hub: Hub):
             if hub.refuse:
                 self.answer(hub.refuse[0], b"{}", {"X-Error-Code": hub.refuse[1], "Retry-After": "0"})
                 return
-            parts = path.strip("/").split("/")
-            if parts[:2] == ["api", "models"]:
-                files = hub.files.get("/".join(parts[2:4]))
-            else:
-                files = hub.files.get("/".join(parts[:2]))
+            parts = [part for part in path.strip("/").split("/") if part not in ("models", "datasets")]
+            files = hub.files.get("/".join(parts[1:3] if parts[0] == "api" else parts[:2]))
             if files is None:
                 self.answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
             elif parts[0] == "api" and "tree" in parts:
@@ -70,7 +67,7 @@ def serve(hub: Hub):
             elif parts[0] == "api":
                 siblings = [{"rfilename": name} for name in files]
                 self.answer(200, json.dumps({"id": "x", "sha": COMMIT, "siblings": siblings}).encode())
-            elif parts[3] not in ("main", COMMIT):
+            elif parts[3] not in ("main", COMMIT, "refs%2Fconvert%2Fparquet"):
                 self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
             elif (name := "/".join(parts[4:])) not in files:
                 self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})

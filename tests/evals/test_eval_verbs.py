@@ -60,7 +60,7 @@ def test_results_are_printed_and_unknown_tasks_named(models, tmp_path, capsys):
 
 def test_suites_and_licences_are_listed(capsys):
     text = said(capsys, "list")
-    assert "leak: boolq, gsm8k, hellaswag, human_eval, mmlu_humanities" in text
+    assert "llama31: boolq, gsm8k, hellaswag, human_eval, mmlu_humanities" in text
     assert "CC BY-SA 3.0" in text
 
 
@@ -102,18 +102,19 @@ def test_own_questions_are_asked_compared_and_searched_for(models, tmp_path, cap
     [
         (["compare", "nowhere"], "nowhere: no evaluation here (no summary.json); make one with: herd eval"),
         (["contamination", "nowhere", "--corpus", "builtin"], "no evaluation here"),
-        (["nowhere"], "nowhere: no such file, folder or model name"),
+        (["nowhere"], "name what to evaluate: --suite llama31, base, instruct"),
+        (["nowhere", "--tasks", "piqa"], "nowhere: no such file, folder or model name"),
         (["fidelity", "nowhere", "--parent", "nowhere"], "nowhere: no such file, folder or model name"),
         (["nowhere", "--suite", "fidelity"], "--suite fidelity needs --parent"),
         (["nowhere", "--tasks", ""], "--tasks '' names no task"),
         (["nowhere", "--tasks", " , "], "--tasks ' , ' names no task"),
         (["nowhere", "nowhere.jsonl"], "nowhere.jsonl: no such file; give a file of questions, or --tasks"),
         (["nowhere", "--mode", "chat"], "--mode chat is unknown: use base or instruct"),
-        (["nowhere", "--suite", "leek"], "did you mean leak"),
+        (["nowhere", "--tasks", "piqa", "--suite", "llama31"], "give one of the two"),
+        (["nowhere", "--suite", "llama3"], "did you mean llama31"),
         (["nowhere", "--data", "/nowhere"], "no such folder"),
-        (["nowhere", "--tasks", "piqa", "--suite", "leak"], "give one of the two"),
-        (["nowhere", "--model", "x"], "--model names the model of an endpoint"),
-        (["http://127.0.0.1:9", "--model", "x"], "http://127.0.0.1:9/v1: no answer (Connection refused)"),
+        (["nowhere", "--tasks", "piqa", "--model", "x"], "--model names the model of an endpoint"),
+        (["http://127.0.0.1:9", "--tasks", "piqa", "--model", "x"], "127.0.0.1:9/v1: no answer (Connection ref"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(tmp_path, capsys, args, words):

@@ -28,7 +28,7 @@ from herd.evals.tasks import (
 from herd.evals.tasks.choice import LETTERS
 from herd.evals.tasks.word_problems import last_number, plain_number
 
-OF_SUITES = sorted({entry.task for name in ("leak", "base", "instruct") for entry in SUITES[name]})
+OF_SUITES = sorted({entry.task for name in ("llama31", "base", "instruct") for entry in SUITES[name]})
 N_REAL = {
     "boolq": 3270, "gsm8k": 1319, "hellaswag": 10042, "human_eval": 164, "mmlu_humanities": 4705, "mmlu_other": 3107,
     "mmlu_social_sciences": 3077, "mmlu_stem": 3153, "openbookqa": 500, "piqa": 1838, "social_iqa": 1954,
@@ -205,8 +205,8 @@ def test_mmlu_takes_subjects_in_turn_with_their_own_examples(real_data):
 def test_unknown_names_give_the_nearest():
     with pytest.raises(DataError, match="unknown task 'hellaswg': did you mean hellaswag"):
         make_task("hellaswg")
-    with pytest.raises(DataError, match="unknown suite 'leek': did you mean leak"):
-        suite_entries("leek")
+    with pytest.raises(DataError, match="unknown suite 'llama3': did you mean llama31"):
+        suite_entries("llama3")
 
 
 @pytest.mark.parametrize("name", OF_SUITES)

@@ -43,7 +43,7 @@ def eval_command(
     questions: Annotated[
         list[str] | None, typer.Argument(help="Files of your own questions, e.g. questions.jsonl.")
     ] = None,
-    suite: Annotated[str | None, typer.Option(help="A suite of `herd eval list` (default: leak).")] = None,
+    suite: Annotated[str | None, typer.Option(help="A suite of `herd eval list`, e.g. llama31.")] = None,
     tasks: Annotated[
         str | None, typer.Option(help="Tasks or files of questions instead of a suite, e.g. boolq,piqa.")
     ] = None,
@@ -131,7 +131,12 @@ def _plan(suite: str | None, tasks: str | None, questions: Sequence[str]) -> Seq
 
     files = [registry.TaskEntry(path) for path in _question_files(questions)]
     if tasks is None:
-        return files if files and suite is None else [*files, *registry.suite_entries(suite or "leak")]
+        if suite is None and not files:
+            raise DataError(
+                f"name what to evaluate: --suite {', '.join(registry.SUITES)} (`herd eval list`), --tasks "
+                "boolq,piqa, or a file of your own questions"
+            )
+        return files if suite is None else [*files, *registry.suite_entries(suite)]
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise DataError(f"--tasks {tasks!r} names no task: choose from `herd eval list`, e.g. boolq,piqa")
@@ -183,7 +188,7 @@ def _print(evaluation: Evaluation, rows: Sequence[TaskResult], folder: Path, dat
             print(f"{row.task}: {'not run: ' if row.reason else ''}{row.reason or row.note}")
     if data == "builtin" and any(row.data == data for row in rows):
         print("Only ten built-in items per task were used: enough to check the setup, too few for a score.")
-        print("For real scores, give the folder of the full data sets with --data.")
+        print("For real scores: --data hf downloads the data sets, --data DIR reads your own copies.")
     print(f"{evaluation.model}: items and summary are in {folder}")
 
 

@@ -14,16 +14,20 @@ if TYPE_CHECKING:
     from ..evals.tasks import Data, Mode
 
 DataOption = Annotated[
-    Path | None, typer.Option(help="Folder of data sets (default: the ten built-in items of each task).")
+    Path | None,
+    typer.Option(help="Folder of data sets, or hf to download them (default: ten built-in items per task)."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N items of each task.")]
 Out = Annotated[Path | None, typer.Option(help="Folder of results (default: runs/evals/NAME-HASH).")]
 
 
 def data_source(folder: Path | None) -> Data:
-    """Return the data sets in a folder, or the built-in items if ``folder`` is None."""
+    """Return the data sets in a folder, those of the hub for "hf", or the built-in items for None."""
     from ..evals.tasks import Data
+    from ..evals.tasks.hub_data import HubData
 
+    if folder == Path("hf"):
+        return HubData()
     return Data() if folder is None else Data(folder)
 
 

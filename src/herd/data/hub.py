@@ -27,7 +27,7 @@ def read_hub(name: str) -> Iterator[Document]:
     try:
         files = hub.HfApi().list_repo_files(repo, repo_type="dataset")
     except Exception as error:
-        raise _unreachable(repo, error) from None
+        raise unreachable(repo, error) from None
     chosen = choose_files(files, part)
     if not chosen:
         known = ".jsonl, .parquet, .json, .csv or .txt"
@@ -36,7 +36,7 @@ def read_hub(name: str) -> Iterator[Document]:
         try:
             local = hub.hf_hub_download(repo, file, repo_type="dataset")
         except Exception as error:
-            raise _unreachable(repo, error) from None
+            raise unreachable(repo, error) from None
         yield from read_file(Path(local), source=f"hf:{repo}/{file}")
 
 
@@ -51,7 +51,8 @@ def choose_files(files: list[str], part: str = "") -> list[str]:
     return []
 
 
-def _unreachable(repo: str, error: Exception) -> DataError:
+def unreachable(repo: str, error: Exception) -> DataError:
+    """Return the one-line error for a data set that cannot be read."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return DataError(
         f"hf:{repo}: cannot be read from the Hugging Face hub ({reason}); check the name and the network"

@@ -1,8 +1,9 @@
 """The data of benchmarks: a folder with one subfolder per benchmark, in the data sets' own formats.
 
-``--data DIR`` names such a folder, with files such as ``DIR/boolq/validation.jsonl``. They may be compressed
-(``.gz``, ``.bz2``). Without it, the project's own ten items of every format are used (`builtin`). These are
-enough to check that everything works, but too few for a meaningful score.
+``--data DIR`` names such a folder, with files such as ``DIR/boolq/validation.jsonl``, which may be compressed
+(``.gz``, ``.bz2``): docs/how-to/benchmarks.md lists them. ``--data hf`` is in `hub_data.py`. Without it, the
+project's own ten items of every format are used (`builtin`). These are enough to check that everything works,
+but too few for a meaningful score.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class TaskMaker:
     shots: int = 0
 
 
-TASKS: dict[str, TaskMaker] = {  # with the shots of Azure's published table (and of the leaked one)
+TASKS: dict[str, TaskMaker] = {  # with the shots of Azure's published table
     "boolq": TaskMaker(choice.BoolQ, 5),
     "gsm8k": TaskMaker(Gsm8k, 8),
     "hellaswag": TaskMaker(choice.HellaSwag, 5),
@@ -92,6 +92,7 @@ def make_task(name: str, shots: int | None = None, mode: Mode = "base") -> Task:
 
 def suite_entries(name: str) -> tuple[TaskEntry, ...]:
     """Return the tasks of a suite. Raises `DataError` with similar names if the suite is unknown."""
+    name = {"leak": "llama31"}.get(name, name)  # its name before
     if name not in SUITES:
         raise DataError(f"unknown suite {name!r}: {_nearest(name, SUITES)}")
     return SUITES[name]
