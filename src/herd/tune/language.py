@@ -45,7 +45,7 @@ from ..evals.bpb import compression
 from ..evals.windows import from_texts
 from ..files import require_own, write_atomically, write_json
 from ..quant.linear import use_exact_products
-from ..report.units import language as language_name
+from ..report.languages import language as language_name
 from ..text import Tokenizer
 from ..text.extend import ExtendedVocabulary, extend_vocabulary
 from ..train.recipe import parse_recipe
