@@ -138,6 +138,7 @@ class ScriptedLoop:
 
 class ScriptedGeneration:
     prompt_logprobs = None
+    embedding = (0.6, 0.8)
     shared_tokens = 0
 
     def __init__(self, request, pieces, reason):

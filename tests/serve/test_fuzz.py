@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import schemathesis
@@ -30,6 +31,8 @@ QUIET = {
 
 class CheckingLoop(ScriptedLoop):
     """A scripted engine that checks requests as a real one does."""
+
+    engine = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(dim=2)))
 
     def submit(self, request, n=1):
         request.validate(640, CONTEXT)
