@@ -79,7 +79,7 @@ def test_killed(old, make_model, same_bits):
 def test_too_little_room_is_seen_before_writing(old, make_model, monkeypatch):
     before = contents(old)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
-    with pytest.raises(StorageError, match=r"the disk has 1 kB free"):
+    with pytest.raises(StorageError, match=r"the disk has 1\.00 kB free"):
         checkpoint.save_model(old, make_model(seed=1))
     assert contents(old) == before
 

@@ -227,7 +227,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was(stopped, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(1, 1, next(free)))
     with pytest.raises(
         TrainingError,
-        match=r"cannot save state .*and the disk has 1 kB free; free disk .*step-00000004 is kept",
+        match=r"cannot save state .*and the disk has 1\.00 kB free; free disk .*step-00000004 is kept",
     ) as error:
         train(toy.model(), toy.Counting(), lm, toy.config(), stopped)
     assert "\n" not in str(error.value)
