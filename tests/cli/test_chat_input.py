@@ -10,7 +10,8 @@ import time
 import pytest
 
 READ = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell inherit none
 from herd.cli.chat_input import marked_pastes, read_question
 while True:
     try:
