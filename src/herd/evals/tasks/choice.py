@@ -56,7 +56,7 @@ class Doc:
 class ChoiceTask(Task):
     """Base of the choice tasks. A subclass names its files and converts their rows to `Doc`s."""
 
-    version: ClassVar[str] = "3"
+    version: ClassVar[str] = "4"
     files: ClassVar[tuple[str, ...]] = ()
     train: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()

@@ -21,7 +21,7 @@ ASK = 'Work it out step by step, and end with "The final answer is N", where N i
 
 
 class Gsm8k(Task):
-    version = "3"
+    version = "4"
     source = "Cobbe et al., arXiv 2110.14168; lm-eval gsm8k (base, strict-match)"
     licence = "MIT"
     shots_from = "the first of the training file, else first other items"
@@ -86,7 +86,7 @@ class Mgsm(Task):
     base: the number directly (lm-eval's mgsm_direct). instruct: with steps, in the language of the problem.
     """
 
-    version = "3"
+    version = "4"
     source = "Shi et al., arXiv 2210.03057; lm-eval mgsm_direct (base)"
     licence = "CC BY 4.0"
     shots_from = "first other items of the language"
