@@ -26,6 +26,8 @@ from .whole_rows import read_whole
 
 CHUNK_BYTES = 128 << 20
 """Bytes of the float64 cumulative probabilities of the tokens that are drawn for at a time."""
+SMALLEST = 1e-30
+"""Probabilities below it are raised to it before their logarithm is taken."""
 WAIT = 2.0
 """Seconds between looks at the shards that other processes are writing."""
 
@@ -105,7 +107,8 @@ def draw(
             p_nV = teacher.lm_head(hidden_BTD[b, source_n]).float().softmax(-1)
             if cut is not None:
                 p_nV = fold(p_nV, cut, whole.begun_at(torch.stack((torch.full_like(at_n, b), at_n), 1)))
-            entropy_n = -torch.special.xlogy(p_nV, p_nV).sum(-1)
+            # three times as fast as xlogy, which torch has not vectorized for CPUs
+            entropy_n = -torch.linalg.vecdot(p_nV, p_nV.clamp(min=SMALLEST).log())
             ids, counts, log_p, n_words_n = sample(p_nV, uniform_nS.to(p_nV.device))
             entries.append((ids.cpu(), counts.cpu(), log_p.cpu()))
             entropy_BT[b, at_n], n_words_BT[b, at_n] = entropy_n.cpu(), n_words_n.cpu()
@@ -131,4 +134,4 @@ def sample(p_nV: Tensor, uniform_nS: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     ends_E = torch.cat((starts_E[1:], starts_E.new_tensor([first_nS.numel()])))
     ids_E = drawn_nS.flatten()[starts_E]
     p_E = p_nV[starts_E // drawn_nS.shape[1], ids_E]
-    return ids_E, ends_E - starts_E, p_E.clamp(min=1e-30).log(), first_nS.sum(1)
+    return ids_E, ends_E - starts_E, p_E.clamp(min=SMALLEST).log(), first_nS.sum(1)
