@@ -276,6 +276,28 @@ def test_files_that_cannot_be_read(tmp_path):
         read_recipe(tmp_path / "binary.yaml")
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_what_is_held_out_is_not_trained_on(tmp_path, mixed):
+    for name in ("a", "copy", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "index.json").write_text("other text" if name == "other" else "the text")
+
+    def check(heldout):
+        one = f"kind: shards, folder: {tmp_path}/a"
+        other = f"kind: shards, folder: {tmp_path}/other"
+        data = f"kind: mix, mix: [{{{one}}}, {{{other}, heldout: {tmp_path}/{heldout}}}]" if mixed else one
+        data += "" if mixed else f", heldout: {tmp_path}/{heldout}"
+        edits = ("data:\n", f"data: {{{data}}}\n"), ("  kind: text\n  paths: [corpus]\n", "")
+        check_recipe(parse_recipe(edited(*edits, ("train_vocab: 1024", "path: tokenizer.model"))), 2)
+
+    for heldout in ("a", "copy"):
+        with pytest.raises(RecipeError, match=r"is held out, but .*a/index.json is trained on"):
+            check(heldout)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "index.json").write_text("new text")
+    check("new")
+
+
 def test_check_looks_at_ranks_and_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = parse_recipe(GOOD)

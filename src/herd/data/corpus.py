@@ -23,6 +23,7 @@ from ..errors import DataError
 from .builtin import read_builtin
 from .hub import read_hub
 from .origin import builtin_identity
+from .shards import INDEX
 from .sources import Document, part_chars, read_path
 from .text_files import DataWarning, expand_paths, list_files
 
@@ -122,10 +123,11 @@ def require_unseen(heldout: Sequence[str], trained: Sequence[str]) -> None:
 
 
 def _files(spec: Sequence[str]) -> Iterator[Path]:
-    """Yield the local files of a specification."""
+    """Yield the local files of a specification, of a folder of shards only its index (with checksums)."""
     for path in _expanded(spec):
         if isinstance(path, Path):
-            yield from list_files(path)
+            index = path / INDEX
+            yield from [index] if index.is_file() else list_files(path)
 
 
 def corpus_origin(spec: Spec = None) -> tuple[list[tuple[str, Path]], dict[str, Any]]:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails
 
+from ..data.corpus import require_unseen
 from ..data.text_files import expand_paths
 from ..errors import ConfigError, DataError, RecipeError
 from ..llama.config import SIZES, ModelConfig, RopeScaling, extended
@@ -348,9 +349,10 @@ def check_recipe(recipe: Recipe, world: int) -> ModelConfig:
     there = next(path for path in (Path(recipe.out), *Path(recipe.out).absolute().parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
         raise RecipeError(f"{recipe.name}: out={recipe.out}: {there} is no folder that can be written")
-    for path in recipe.data.paths_given():
-        try:
+    try:
+        for path in recipe.data.paths_given():
             expand_paths(path)
-        except DataError as error:
-            raise RecipeError(f"{recipe.name}: {error}") from error
+        require_unseen(recipe.data.heldout_paths(), recipe.data.trained_paths())
+    except DataError as error:
+        raise RecipeError(f"{recipe.name}: {error}") from error
     return config

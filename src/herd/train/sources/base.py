@@ -55,9 +55,17 @@ class DataSection(Section):
         """Whether `texts` yields documents that a new tokenizer can be trained on."""
         return False
 
+    def trained_paths(self) -> list[str]:
+        """Return the local paths, perhaps with patterns, of what is trained on."""
+        return []
+
+    def heldout_paths(self) -> list[str]:
+        """Return the local paths of what is only evaluated on."""
+        return [] if self.heldout is None else [self.heldout]
+
     def paths_given(self) -> list[str]:
         """Return the paths that must exist before the run starts."""
-        return [] if self.heldout is None else [self.heldout]
+        return self.trained_paths() + self.heldout_paths()
 
     def origin(self) -> tuple[list[tuple[str, Path]], dict[str, Any]]:
         """Return the (name, path) of the files that the data is made from, and the settings that shape it."""

@@ -18,8 +18,8 @@ class DialogData(DataSection):
     path: str
     rows = "dialogs"
 
-    def paths_given(self) -> list[str]:
-        return [self.path, *super().paths_given()]
+    def trained_paths(self) -> list[str]:
+        return [self.path]
 
     def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
         dialogs, heldout = (

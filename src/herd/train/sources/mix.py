@@ -47,8 +47,11 @@ class MixData(DataSection):
     def has_text(self) -> bool:
         return any(part.has_text for part in self.mix)
 
-    def paths_given(self) -> list[str]:
-        return [path for part in self.mix for path in part.paths_given()]
+    def trained_paths(self) -> list[str]:
+        return [path for part in self.mix for path in part.trained_paths()]
+
+    def heldout_paths(self) -> list[str]:
+        return [path for part in self.mix for path in part.heldout_paths()]
 
     def origin(self) -> tuple[list[tuple[str, Path]], dict[str, Any]]:
         files: list[tuple[str, Path]] = []

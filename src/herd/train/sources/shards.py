@@ -21,8 +21,8 @@ class ShardData(DataSection):
     documents: bool = False  # attention stays within a document
     rows = "text"
 
-    def paths_given(self) -> list[str]:
-        return [self.folder, *super().paths_given()]
+    def trained_paths(self) -> list[str]:
+        return [self.folder]
 
     def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
         shards = Shards.open(expand_paths(self.folder)[0], tokenizer)

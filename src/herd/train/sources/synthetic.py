@@ -72,8 +72,8 @@ class NeedleData(SyntheticData):
     folder: str  # token shards of the text
     facts: Positive = 4
 
-    def paths_given(self) -> list[str]:
-        return [self.folder, *super().paths_given()]
+    def trained_paths(self) -> list[str]:
+        return [self.folder]
 
     def stream(self, tokenizer: Tokenizer, context: int, seed: int) -> Stream:
         shards = Shards.open(expand_paths(self.folder)[0], tokenizer)

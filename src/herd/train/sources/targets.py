@@ -21,8 +21,8 @@ class TargetData(DataSection):
     teacher: str | None = None
     rows = "targets"
 
-    def paths_given(self) -> list[str]:
-        return [self.folder, *super().paths_given()]
+    def trained_paths(self) -> list[str]:
+        return [self.folder]
 
     def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
         targets = Targets(expand_paths(self.folder)[0])

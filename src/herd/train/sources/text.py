@@ -40,11 +40,8 @@ class TextData(DataSection):
     def has_heldout(self) -> bool:
         return True
 
-    def paths_given(self) -> list[str]:
-        local = (
-            [] if self.paths == ["builtin"] else [path for path in self.paths if not path.startswith("hf:")]
-        )
-        return local + super().paths_given()
+    def trained_paths(self) -> list[str]:
+        return [path for path in self._corpus_spec() or [] if not path.startswith("hf:")]
 
     def origin(self) -> tuple[list[tuple[str, Path]], dict[str, Any]]:
         files, settings = corpus_origin(self._corpus_spec())

@@ -35,8 +35,8 @@ class TuningFiles(DataSection):
     def has_heldout(self) -> bool:
         return self.heldout is not None or self.heldout_share > 0
 
-    def paths_given(self) -> list[str]:
-        return [*self.paths, *super().paths_given()]
+    def trained_paths(self) -> list[str]:
+        return self.paths
 
     def origin(self) -> tuple[list[tuple[str, Path]], dict[str, Any]]:
         paths = [path for name in self.paths_given() for path in expand_paths(name)]
@@ -56,8 +56,8 @@ class TuningData(TuningFiles):
     replay_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # of the rows
     rows = "dialogs"
 
-    def paths_given(self) -> list[str]:
-        return [*super().paths_given(), *self.replay]
+    def trained_paths(self) -> list[str]:
+        return [*self.paths, *self.replay]
 
     def open(self, tokenizer: Tokenizer, out: Path, settings: TrainSettings) -> OpenedData:
         train, heldout = self.divided(tokenizer, settings.context)
