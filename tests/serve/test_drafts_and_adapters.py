@@ -82,10 +82,10 @@ def test_adapters_are_assigned_by_their_base_or_by_the_name_of_their_model(model
     lineage = Lineage(name="tuned", stage="sft", parents={"start": checkpoint_hash(models / "small")})
     moved = save_tuned(models, "small", "moved", "/moved/away", lineage)
     support, unknown = models / "support", save_tuned(models, "small", "unknown", "hf:nobody/has-this")
-    found = assign_adapters(
-        sources, names, [f"a={support}", f"b={moved}", f"small/c={unknown}", f"other/d={support}"]
-    )
-    assert found == [{"d": support}, {"a": support, "b": moved, "c": unknown}]
+    given = [f"a={support}", f"b={moved}", f"small/c={unknown}", f"other/d={support}"]
+    assert assign_adapters(sources, names, given) == [{"d": support}, {"a": support, "b": moved, "c": unknown}]
+    with pytest.warns(match="moved: was trained on other weights than those of .*other"):
+        assign_adapters(sources, names, [f"other/a={moved}"])
     assert assign_adapters(sources[:1], names[:1], [f"a={unknown}"]) == [{"a": unknown}]
     for given, message in (
         ([f"a={unknown}"], "its base is not a served model; serve it too, or say which of other, small"),

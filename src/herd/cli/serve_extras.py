@@ -33,8 +33,11 @@ def assign_adapters(
     """Return the names and folders of the adapters of each model.
 
     An option is NAME=FOLDER of an adapter whose base is among the ``sources`` (or there is only one), or
-    MODEL/NAME=FOLDER. Raises ConfigError for one that fits no model, and for a name that is taken.
+    MODEL/NAME=FOLDER. Raises ConfigError for one that fits no model, and for a name that is taken. Warns of
+    one that was trained on other weights.
     """
+    from ..checkpoint.adapter_config import warn_of_other_base
+
     adapters: list[dict[str, Path]] = [{} for _ in sources]
     taken = set[str]().union(*names)
     for text in given:
@@ -51,6 +54,7 @@ def assign_adapters(
                 f"--adapter {text}: its base is not a served model; serve it too, or say which of "
                 f"{_listed(names)} it changes with MODEL/{name}={folder}"
             )
+        warn_of_other_base(Path(folder), sources[number].path)
         adapters[number][name] = Path(folder)
         taken.add(name)
     return adapters
