@@ -54,6 +54,7 @@ from shrinking import (
     SMALL_VOCAB,
     THREE_QUARTERS,
     hellaswag,
+    open_pipeline,
     planned_arm,
     quality,
     receipt,
@@ -62,7 +63,6 @@ from shrinking import (
     student85_arm,
     task_scores,
     valued,
-    workshop,
 )  # fmt: skip
 
 HELDOUT_TOKENS = 60_000
@@ -98,22 +98,22 @@ def main() -> None:
 
 
 def student85_row(args: argparse.Namespace) -> None:
-    shop = workshop(args)
+    pipeline = open_pipeline(args)
     tokens = 4_096 if args.limit else args.tokens or 500_000
-    arm = student85_arm(shop)
-    shop.speeds(arm.config)
-    teacher, start = shop.teacher_quality(shop.config.vocab_size), quality(shop.start(arm))
-    record = shop.trained(arm, tokens)
+    arm = student85_arm(pipeline)
+    pipeline.speeds(arm.config)
+    teacher, start = pipeline.teacher_quality(pipeline.config.vocab_size), quality(pipeline.start(arm))
+    record = pipeline.trained(arm, tokens)
     trained = quality(record)
-    embedding = shop.config.vocab_size * shop.config.dim
-    kept = (arm.config.n_params - embedding) / (shop.config.n_params - embedding)
+    embedding = pipeline.config.vocab_size * pipeline.config.dim
+    kept = (arm.config.n_params - embedding) / (pipeline.config.n_params - embedding)
     values = {"parameters without the embedding": Value(kept, "fraction", bar="≤ 0.85", passed=kept <= 0.85)}
     values |= valued("teacher", teacher) | valued("untrained", start) | valued("trained", trained)
     values |= accuracy_kept(trained, 0.95)
     values |= relative("bits per byte above the teacher's, untrained", start, teacher)
     values |= relative("bits per byte above the teacher's, trained", trained, teacher, bar=0.06)
     values["seconds of training"] = Value(record["seconds"], "s")
-    values |= hellaswag(args, shop, arm, record, 0.92)
+    values |= hellaswag(args, pipeline, arm, record, 0.92)
     receipt(args, f"FFN {arm.config.ffn_dim}, {record['tokens']:,} tokens", values)
 
 
@@ -126,17 +126,17 @@ def accuracy_kept(found: Quality, bar: float) -> dict[str, Value]:
 
 
 def curve_row(args: argparse.Namespace) -> None:
-    shop = workshop(args)
-    arm = planned_arm(shop, THREE_QUARTERS)
-    shop.speeds(arm.config)
-    start = quality(shop.start(arm))
+    pipeline = open_pipeline(args)
+    arm = planned_arm(pipeline, THREE_QUARTERS)
+    pipeline.speeds(arm.config)
+    start = quality(pipeline.start(arm))
     values = valued("0 tokens", start)
     before = (start.summary()["kl"]["value"]) or 1.0
     bars = {250_000: 0.40, 1_300_000: 0.30}
     for tokens in (2_048, 4_096) if args.limit else (100_000, 250_000, 500_000, 1_300_000):
         if args.tokens and tokens > args.tokens:
             break
-        found = quality(shop.trained(arm, tokens))
+        found = quality(pipeline.trained(arm, tokens))
         values |= valued(f"{tokens:,} tokens", found)
         kl = found.summary()["kl"]
         if tokens in bars:
@@ -151,28 +151,28 @@ def curve_row(args: argparse.Namespace) -> None:
 
 
 def rates_row(args: argparse.Namespace) -> None:
-    shop = workshop(args)
-    arm, tokens = planned_arm(shop, THREE_QUARTERS), 4_096 if args.limit else args.tokens or 50_000
-    shop.speeds(arm.config)
-    values = valued("untrained", quality(shop.start(arm)))
+    pipeline = open_pipeline(args)
+    arm, tokens = planned_arm(pipeline, THREE_QUARTERS), 4_096 if args.limit else args.tokens or 50_000
+    pipeline.speeds(arm.config)
+    values = valued("untrained", quality(pipeline.start(arm)))
     for lr in (1e-4, 3e-4, 6e-4, 1e-3):
-        found = quality(shop.trained(replace(arm, name=f"{arm.name}-lr{lr:g}", lr=lr), tokens))
+        found = quality(pipeline.trained(replace(arm, name=f"{arm.name}-lr{lr:g}", lr=lr), tokens))
         values |= valued(f"lr {lr:g}", found)
     receipt(args, f"{arm.name} after {tokens:,} tokens by learning rate", values)
 
 
 def student75_row(args: argparse.Namespace) -> None:
-    shop = workshop(args)
-    arm, tokens = planned_arm(shop, THREE_QUARTERS), 4_096 if args.limit else args.tokens or 1_300_000
-    shop.speeds(arm.config)
-    teacher = shop.teacher_quality(shop.config.vocab_size)
+    pipeline = open_pipeline(args)
+    arm, tokens = planned_arm(pipeline, THREE_QUARTERS), 4_096 if args.limit else args.tokens or 1_300_000
+    pipeline.speeds(arm.config)
+    teacher = pipeline.teacher_quality(pipeline.config.vocab_size)
     arms = {
         "pruned + KD": arm,
         "pruned + text alone": replace(arm, name=f"{arm.name}-text", distilled=False),
         "random + KD": replace(arm, name=f"{arm.name}-random", start="scratch"),
     }
-    values = valued("teacher", teacher) | valued("untrained", quality(shop.start(arm)))
-    found = {name: quality(shop.trained(one, tokens, tokens)) for name, one in arms.items()}
+    values = valued("teacher", teacher) | valued("untrained", quality(pipeline.start(arm)))
+    found = {name: quality(pipeline.trained(one, tokens, tokens)) for name, one in arms.items()}
     for name, one in found.items():
         bar = 0.11 if one is found["pruned + KD"] else None
         values |= valued(name, one) | relative(
@@ -185,7 +185,7 @@ def student75_row(args: argparse.Namespace) -> None:
             gap["value"] or 0.0, "bits/byte", gap["lo"], gap["hi"],
             bar="interval below 0", passed=(gap["hi"] or 0.0) < 0,
         )  # fmt: skip
-    values |= hellaswag(args, shop, arm, shop.trained(arm, tokens, tokens), 0.86)
+    values |= hellaswag(args, pipeline, arm, pipeline.trained(arm, tokens, tokens), 0.86)
     receipt(args, f"{arm.name}, {arm.config.n_params:,} parameters, {tokens:,} tokens", values)
 
 
@@ -194,14 +194,14 @@ PUBLISHED_69M = {"hellaswag": ("acc_norm", 0.261), "piqa": ("acc_norm", 0.548), 
 
 
 def student70m_row(args: argparse.Namespace) -> None:
-    shop = workshop(args)
-    arm, tokens = planned_arm(shop, 70e6), 4_096 if args.limit else args.tokens or 1_300_000
-    shop.speeds(arm.config)
-    record = shop.trained(arm, tokens)
-    values = valued("untrained", quality(shop.start(arm))) | valued("trained", quality(record))
-    out = shop.cells.folder / f"scores-{arm.name}-{tokens}"
+    pipeline = open_pipeline(args)
+    arm, tokens = planned_arm(pipeline, 70e6), 4_096 if args.limit else args.tokens or 1_300_000
+    pipeline.speeds(arm.config)
+    record = pipeline.trained(arm, tokens)
+    values = valued("untrained", quality(pipeline.start(arm))) | valued("trained", quality(record))
+    out = pipeline.cells.folder / f"scores-{arm.name}-{tokens}"
     for (task, name), score in task_scores(
-        args, shop.cells.folder / record["model"], out, PUBLISHED_69M
+        args, pipeline.cells.folder / record["model"], out, PUBLISHED_69M
     ).items():
         metric, bar = PUBLISHED_69M[task]
         beaten = (
@@ -221,10 +221,10 @@ def text_row(args: argparse.Namespace) -> None:
     kinds: dict[str, dict[str, Any]] = {"prose": {}, "self-written": {"text": (), "dialogs": ()}, "both": {}}
     for name, changes in kinds.items():
         own = {} if name == "prose" else {"own_text": True}
-        shop = workshop(args, f"text-{name}", tokens=tokens, race_tokens=0, **changes, **own)
-        arm = student85_arm(shop)
-        shop.speeds(arm.config)
-        values |= valued(name, quality(shop.trained(arm, tokens)))
+        pipeline = open_pipeline(args, f"text-{name}", tokens=tokens, race_tokens=0, **changes, **own)
+        arm = student85_arm(pipeline)
+        pipeline.speeds(arm.config)
+        values |= valued(name, quality(pipeline.trained(arm, tokens)))
     receipt(args, f"FFN 1,216 after {tokens:,} tokens by text", values)
 
 
@@ -253,7 +253,7 @@ def race_row(args: argparse.Namespace) -> None:
     values["rank correlation of prediction and measurement"] = Value(
         rank_correlation(predicted, measured), "1"
     )
-    name = best.label(run.shop.config)
+    name = best.label(run.pipeline.config)
     receipt(args, f"race of {len(arms)} shapes of 95 M parameters; the winner is {name}", values)
 
 

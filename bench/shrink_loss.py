@@ -12,7 +12,7 @@ import torch
 from herd import checkpoint
 from herd.machine import peak_memory, reset_peak_memory
 from herd.report.receipt import Value
-from shrinking import on_step, quality, receipt, student85_arm, valued, workshop  # fmt: skip
+from shrinking import on_step, open_pipeline, quality, receipt, student85_arm, valued  # fmt: skip
 
 
 def sampled_row(args: argparse.Namespace) -> None:
@@ -21,34 +21,34 @@ def sampled_row(args: argparse.Namespace) -> None:
     from herd.train import AdamW, Cosine, TrainConfig, distil, lm, train
     from herd.train.objectives import sampled_distil
 
-    shop = workshop(args)
+    pipeline = open_pipeline(args)
     tokens = 4_096 if args.limit else 100_000
-    arm = student85_arm(shop)
-    shop.speeds(arm.config)
-    shop.start(arm)
-    folder = shop.targets(arm.config.vocab_size, tokens)
-    s, values = shop.settings, {}
+    arm = student85_arm(pipeline)
+    pipeline.speeds(arm.config)
+    pipeline.start(arm)
+    folder = pipeline.targets(arm.config.vocab_size, tokens)
+    s, values = pipeline.settings, {}
     for name, objective in {
         "50 draws": sampled_distil(),
-        "whole distribution": distil(shop.teacher),
+        "whole distribution": distil(pipeline.teacher),
         "text alone": lm,
     }.items():
 
         def work(objective: Any = objective, name: str = name) -> dict[str, Any]:
-            model = checkpoint.load_model(shop.cells.folder / "arms" / arm.name / "start")
+            model = checkpoint.load_model(pipeline.cells.folder / "arms" / arm.name / "start")
             config = TrainConfig(
                 steps=s.steps(tokens), batch_size=s.batch_size, context=s.context, dtype=s.dtype, save_every=50,
                 optimizer=AdamW(lr=s.learning_rate(arm.config), weight_decay=0.0),
                 schedule=Cosine(warmup_steps=max(1, s.steps(tokens) // 20)),
             )  # fmt: skip
-            out = shop.cells.folder / f"sampled-{name.replace(' ', '-')}"
+            out = pipeline.cells.folder / f"sampled-{name.replace(' ', '-')}"
             result = train(
                 model, TargetStream(Targets(folder), s.seed), objective, config, out, on_step=on_step
             )
-            found = shop.yardstick(arm.config.vocab_size).measure(model.eval())
+            found = pipeline.evaluator(arm.config.vocab_size).measure(model.eval())
             return {"quality": found.record(), "seconds": result.seconds}
 
-        record = shop.cells.run(f"sampled-{name}", f"training on {name}", None, work)
+        record = pipeline.cells.run(f"sampled-{name}", f"training on {name}", None, work)
         values |= valued(name, quality(record))
         values[f"{name}: seconds"] = Value(record["seconds"], "s")
     made = Targets(folder)

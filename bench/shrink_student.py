@@ -15,9 +15,9 @@ import yaml
 
 from common import DATA
 from herd.checkpoint import load_model, load_tokenizer, load_trainable, open_source, quantize_folder
-from herd.distill.arms import Workshop
+from herd.distill.arms import StudentPipeline
 from herd.distill.forecast import forecast
-from herd.distill.measure import Quality, Yardstick
+from herd.distill.measure import Quality, StudentEvaluator
 from herd.distill.recovery import Arm
 from herd.distill.scores import probes
 from herd.distill.shrink import Shrinker
@@ -41,13 +41,13 @@ from shrinking import (
     FILE,
     THREE_QUARTERS,
     on_step,
+    open_pipeline,
     planned_arm,
     quality,
     receipt,
     settings,
     student85_arm,
     valued,
-    workshop,
 )  # fmt: skip
 from speculation import measure_acceptance
 
@@ -65,27 +65,29 @@ def qad_row(args: argparse.Namespace) -> None:
     Three bits come in blocks of 256 weights, and rows of 576 do not divide into them: only the down projections
     of a student with 1,280 neurons are in Q3_K, its other matrices in Q4_0 (as llama.cpp stores them).
     """
-    shop = workshop(args)
+    pipeline = open_pipeline(args)
     tokens = 4_096 if args.limit else args.tokens or 200_000
-    even = Arm("f1280", shop.config.replace(ffn_dim=1280))
+    even = Arm("f1280", pipeline.config.replace(ffn_dim=1280))
     values: dict[str, Value] = {}
-    for arm, to, recovery in ((student85_arm(shop), "q4", 500_000), (even, "Q3_K_S", 250_000)):
+    for arm, to, recovery in ((student85_arm(pipeline), "q4", 500_000), (even, "Q3_K_S", 250_000)):
         trained = 4_096 if args.limit else recovery
-        shop.speeds(arm.config)
-        record = shop.trained(arm, trained)
+        pipeline.speeds(arm.config)
+        record = pipeline.trained(arm, trained)
         values |= valued(f"{arm.name}, not quantized", quality(record))
-        values |= _bits(shop, arm, shop.cells.folder / record["model"], to, trained, tokens)
+        values |= _bits(pipeline, arm, pipeline.cells.folder / record["model"], to, trained, tokens)
     receipt(args, f"{tokens:,} tokens of distillation in rounded weights", values)
 
 
-def _bits(shop: Workshop, arm: Arm, source: Path, to: str, trained: int, tokens: int) -> dict[str, Value]:
+def _bits(
+    pipeline: StudentPipeline, arm: Arm, source: Path, to: str, trained: int, tokens: int
+) -> dict[str, Value]:
     """Return the KL divergences of a student in a format from itself and from its teacher."""
-    compute, vocab = torch_dtype(shop.settings.dtype), arm.config.vocab_size
-    documents = shop.material.held_out(shop.tokenizer_of(vocab), shop.settings.heldout_tokens)
-    folder = shop.cells.folder / "arms" / arm.name
-    student = load_trainable(source, compute, shop.device).eval()
-    itself = Yardstick(
-        student, documents, None, shop.settings.context, compute, folder / f"hidden-{source.parent.name}"
+    compute, vocab = torch_dtype(pipeline.settings.dtype), arm.config.vocab_size
+    documents = pipeline.material.held_out(pipeline.tokenizer_of(vocab), pipeline.settings.heldout_tokens)
+    folder = pipeline.cells.folder / "arms" / arm.name
+    student = load_trainable(source, compute, pipeline.device).eval()
+    itself = StudentEvaluator(
+        student, documents, None, pipeline.settings.context, compute, folder / f"hidden-{source.parent.name}"
     )
     found: dict[str, Quality] = {}
     rounded = folder / f"plain-{to}-{source.parent.name}"
@@ -95,18 +97,18 @@ def _bits(shop: Workshop, arm: Arm, source: Path, to: str, trained: int, tokens:
         return {"quality": itself.measure(load_model(rounded).eval()).record()}
 
     def fitted() -> dict[str, Any]:
-        model = load_trainable(source, torch.float32, shop.device).eval()
+        model = load_trainable(source, torch.float32, pipeline.device).eval()
         formats = named_scheme(to, arm.config).plan(arm.config)
         with StraightThrough(dict(model.named_parameters()), formats).applied():
             return {"quality": itself.measure(model).record()}
 
-    name, cell = f"{arm.name}-{source.parent.name}-{to}", shop.cells.run
+    name, cell = f"{arm.name}-{source.parent.name}-{to}", pipeline.cells.run
     found["plain"] = quality(cell(f"{name}-plain-itself", f"rounding the student to {to}", None, plain))
     found["best grid, not trained"] = quality(
         cell(f"{name}-fitted-itself", f"fitting the grids of {to}", None, fitted)
     )
-    record = shop.rounded(arm, source, to, tokens)
-    model = shop.cells.folder / record["model"]
+    record = pipeline.rounded(arm, source, to, tokens)
+    model = pipeline.cells.folder / record["model"]
 
     def distilled() -> dict[str, Any]:
         return {"quality": itself.measure(load_model(model).eval()).record()}
@@ -121,7 +123,7 @@ def _bits(shop: Workshop, arm: Arm, source: Path, to: str, trained: int, tokens:
         return {"quality": found.record(), "seconds": result.seconds}
 
     def against_teacher() -> dict[str, Any]:
-        return {"quality": shop.yardstick(vocab).measure(load_model(rounded).eval()).record()}
+        return {"quality": pipeline.evaluator(vocab).measure(load_model(rounded).eval()).record()}
 
     found["distilled from the teacher"] = quality(
         cell(f"{name}-{tokens}-itself", "comparing it with the student", None, distilled)
@@ -165,53 +167,62 @@ def _kl(name: str, found: Quality) -> dict[str, Value]:
 
 def copy_row(args: argparse.Namespace) -> None:
     """Random, different tokens, repeated, and random facts: does pruning and distillation cost looking back?"""
-    shop = workshop(args)
+    pipeline = open_pipeline(args)
     tokens = 4_096 if args.limit else args.tokens or 500_000
-    arm = student85_arm(shop)
-    shop.speeds(arm.config)
-    record = shop.trained(arm, tokens)
+    arm = student85_arm(pipeline)
+    pipeline.speeds(arm.config)
+    record = pipeline.trained(arm, tokens)
     folders = {
-        "pruned": shop.cells.folder / "arms" / arm.name / "start",
-        f"{tokens:,} tokens": shop.cells.folder / record["model"],
+        "pruned": pipeline.cells.folder / "arms" / arm.name / "start",
+        f"{tokens:,} tokens": pipeline.cells.folder / record["model"],
     }
-    models = {"teacher": shop.teacher} | {name: load_model(folder).eval() for name, folder in folders.items()}
+    models = {"teacher": pipeline.teacher} | {
+        name: load_model(folder).eval() for name, folder in folders.items()
+    }
     values = {}
     for name, model in models.items():
-        for what, one in probes(model, shop.tokenizer).items():
+        for what, one in probes(model, pipeline.tokenizer).items():
             values[f"{name}: {what}"] = Value(one["value"] or 0.0, "fraction", one["lo"], one["hi"])
     receipt(args, f"copying and looking up, FFN {arm.config.ffn_dim}", values)
 
 
 def draft_row(args: argparse.Namespace) -> None:
     """Acceptance of sampled drafts at temperature 1, and the time of greedy answers with and without the draft."""
-    shop = workshop(args)
-    arm, tokens = student85_arm(shop), 4_096 if args.limit else args.tokens or 500_000
-    shop.speeds(arm.config)
-    record = shop.trained(arm, tokens)
-    source, folder = shop.cells.folder / record["model"], shop.cells.folder / "arms" / arm.name / "draft-q4"
+    pipeline = open_pipeline(args)
+    arm, tokens = student85_arm(pipeline), 4_096 if args.limit else args.tokens or 500_000
+    pipeline.speeds(arm.config)
+    record = pipeline.trained(arm, tokens)
+    source, folder = (
+        pipeline.cells.folder / record["model"],
+        pipeline.cells.folder / "arms" / arm.name / "draft-q4",
+    )
     if not folder.exists():
         quantize_folder(open_source(str(source)), folder, named_scheme("q4", arm.config))
     n_answers, new = (12, 16) if args.limit else (600, 64)
     model, small = (load_model(path).float().eval().requires_grad_(False) for path in (FILE, folder))
-    prompts = _questions(shop)
+    prompts = _questions(pipeline)
     requests = [
         Request(prompts[i % len(prompts)], Sampling(temperature=1.0, max_tokens=new, seed=i))
         for i in range(n_answers)
     ]
-    found = measure_acceptance(model, small, shop.tokenizer, requests, draft_tokens=4, temperature=1.0)
-    values = found.values() | _speed_up(shop, model, small, prompts[: 2 if args.limit else 8], new)
-    values["parameters of the draft"] = Value(arm.config.n_params / shop.config.n_params, "of the teacher's")
+    found = measure_acceptance(model, small, pipeline.tokenizer, requests, draft_tokens=4, temperature=1.0)
+    values = found.values() | _speed_up(pipeline, model, small, prompts[: 2 if args.limit else 8], new)
+    values["parameters of the draft"] = Value(
+        arm.config.n_params / pipeline.config.n_params, "of the teacher's"
+    )
     receipt(args, f"{arm.name} in Q4_0 as the draft of its teacher, 4 draft tokens", values)
 
 
-def _speed_up(shop: Workshop, model: Any, small: Any, prompts: list[list[int]], new: int) -> dict[str, Value]:
+def _speed_up(
+    pipeline: StudentPipeline, model: Any, small: Any, prompts: list[list[int]], new: int
+) -> dict[str, Value]:
     """Return the speed of greedy answers, one at a time, with 1, 2 and 4 draft tokens, against none."""
     context = max(map(len, prompts)) + new + 1
-    engines = {"plain": Engine(model, shop.tokenizer, max_context=context)}
+    engines = {"plain": Engine(model, pipeline.tokenizer, max_context=context)}
     for k in (1, 2, 4):
-        draft = ModelDraft(small, shop.tokenizer.vocab_size, n_pages(context), context, "bf16")
+        draft = ModelDraft(small, pipeline.tokenizer.vocab_size, n_pages(context), context, "bf16")
         engines[f"{k} draft tokens"] = Engine(
-            model, shop.tokenizer, max_context=context, draft=draft, draft_tokens=k
+            model, pipeline.tokenizer, max_context=context, draft=draft, draft_tokens=k
         )
     answers: dict[str, list[list[int]]] = {}
 
@@ -237,29 +248,29 @@ def _speed_up(shop: Workshop, model: Any, small: Any, prompts: list[list[int]], 
 # Chat -------------------------------------------------------------------------------------------------------
 
 
-def _questions(shop: Workshop) -> list[list[int]]:
+def _questions(pipeline: StudentPipeline) -> list[list[int]]:
     """Return the 175 seed tasks of Alpaca as prompts. No student was trained on them."""
     lines = (DATA / "alpaca_seed" / "seed_tasks.jsonl").read_text(encoding="utf-8").splitlines()
     tasks = [json.loads(line) for line in lines]
     texts = [f"{task['instruction']}\n\n{task['instances'][0]['input']}".strip() for task in tasks]
-    prompts = [encode_prompt(shop.tokenizer, [{"role": "user", "content": text}]) for text in texts]
+    prompts = [encode_prompt(pipeline.tokenizer, [{"role": "user", "content": text}]) for text in texts]
     return [prompt for prompt in prompts if len(prompt) < 512]
 
 
 def chat_row(args: argparse.Namespace) -> None:
     """The first 100 seed tasks of Alpaca, with at most 1,024 tokens of answer, and IFEval."""
-    shop = workshop(args)
+    pipeline = open_pipeline(args)
     tokens = 4_096 if args.limit else args.tokens or 1_300_000
-    arm = planned_arm(shop, THREE_QUARTERS)
-    shop.speeds(arm.config)
-    record = shop.trained(arm, tokens)
+    arm = planned_arm(pipeline, THREE_QUARTERS)
+    pipeline.speeds(arm.config)
+    record = pipeline.trained(arm, tokens)
     n = 6 if args.limit else 100
-    prompts = _questions(shop)[:n]
+    prompts = _questions(pipeline)[:n]
     values: dict[str, Value] = {}
-    folders = {"teacher": Path(str(FILE)), "student": shop.cells.folder / record["model"]}
+    folders = {"teacher": Path(str(FILE)), "student": pipeline.cells.folder / record["model"]}
     for name, folder in folders.items():
         model = load_model(folder).eval()
-        tokenizer = load_tokenizer(folder) or shop.tokenizer
+        tokenizer = load_tokenizer(folder) or pipeline.tokenizer
         most = 64 if args.limit else 1024
         ended = sum(one.stop_id is not None for one in _answers(model, tokenizer, prompts, most))
         bar = {"bar": f"≥ {ENDED} of 100", "passed": 100 * ended >= ENDED * n} if name == "student" else {}
@@ -268,7 +279,7 @@ def chat_row(args: argparse.Namespace) -> None:
             model, tokenizer, name=name, hash=f"{arm.name}-{tokens}" if name == "student" else "teacher",
             mode="instruct",
         )  # fmt: skip
-        out = shop.cells.folder / f"scores-chat-{name}-{tokens}"
+        out = pipeline.cells.folder / f"scores-chat-{name}-{tokens}"
         rows = evaluate(
             opened, [make_task("ifeval", 0, "instruct")], Data(DATA), out, limit=8 if args.limit else None
         )

@@ -15,21 +15,21 @@ from herd import checkpoint
 from herd.distill.recovery import Arm
 from herd.evals.rival import find_python
 from herd.report.receipt import Value, package_version
-from shrinking import SMALL_VOCAB, quality, receipt, relative, valued, workshop  # fmt: skip
+from shrinking import SMALL_VOCAB, open_pipeline, quality, receipt, relative, valued  # fmt: skip
 
 VOCAB_LRS = (5e-5, 1.5e-4)
 """Peak learning rates for a model that has lost only rare tokens. The better one for the loss is reported."""
 
 
 def vocab_row(args: argparse.Namespace) -> None:
-    shop = workshop(args)
+    pipeline = open_pipeline(args)
     tokens = 4_096 if args.limit else 200_000 if args.tokens is None else args.tokens
-    arm = Arm(f"v{SMALL_VOCAB}", shop.config.replace(vocab_size=SMALL_VOCAB))
-    shop.speeds(arm.config)
-    small = shop.tokenizer_of(SMALL_VOCAB)
+    arm = Arm(f"v{SMALL_VOCAB}", pipeline.config.replace(vocab_size=SMALL_VOCAB))
+    pipeline.speeds(arm.config)
+    small = pipeline.tokenizer_of(SMALL_VOCAB)
     values: dict[str, Value] = {
-        "parameters saved": Value(shop.config.n_params - arm.config.n_params, "parameters", bar="≥ 14.1 M",
-                                  passed=shop.config.n_params - arm.config.n_params >= 14.1e6),
+        "parameters saved": Value(pipeline.config.n_params - arm.config.n_params, "parameters", bar="≥ 14.1 M",
+                                  passed=pipeline.config.n_params - arm.config.n_params >= 14.1e6),
     }  # fmt: skip
     same = 0
     corpora = sorted([*(DATA / "debian_docs").glob("*.txt"), *(DATA / "wikitext2").glob("*.txt"),
@@ -38,20 +38,20 @@ def vocab_row(args: argparse.Namespace) -> None:
         text = path.read_text(encoding="utf-8")
         same += small.decode(small.encode(text)) == text
         if path.name in ("test.txt", "handbook.en.txt", "handbook.de.txt", "handbook.ja.txt", "input.txt"):
-            more = len(small.encode(text)) / len(shop.tokenizer.encode(text)) - 1
+            more = len(small.encode(text)) / len(pipeline.tokenizer.encode(text)) - 1
             english = path.name in ("test.txt", "handbook.en.txt")
             bar = {"bar": "≤ 0.05", "passed": more <= 0.05} if english else {}
             values[f"more tokens, {path.parent.name}/{path.name}"] = Value(more, "fraction", **bar)  # type: ignore[arg-type]
     values["corpora that come back byte for byte"] = Value(
         same, f"of {len(corpora)}", bar=f"= {len(corpora)}", passed=same == len(corpora)
     )
-    teacher, start = shop.teacher_quality(shop.config.vocab_size), quality(shop.start(arm))
+    teacher, start = pipeline.teacher_quality(pipeline.config.vocab_size), quality(pipeline.start(arm))
     values |= valued("teacher", teacher) | valued("untrained", start)
     values |= relative("bits per byte above the teacher's, untrained", start, teacher)
-    folder = shop.cells.folder / "arms" / arm.name / "start"
+    folder = pipeline.cells.folder / "arms" / arm.name / "start"
     if tokens:
         arms = {lr: replace(arm, name=f"{arm.name}-lr{lr:g}", lr=lr) for lr in VOCAB_LRS}
-        records = {lr: shop.trained(one, tokens) for lr, one in arms.items()}
+        records = {lr: pipeline.trained(one, tokens) for lr, one in arms.items()}
         for lr, found in records.items():
             values |= relative(f"bits per byte above the teacher's, lr {lr:g}", quality(found), teacher)
         record = min(records.values(), key=lambda one: sum(one["quality"]["bits"]))
@@ -59,7 +59,7 @@ def vocab_row(args: argparse.Namespace) -> None:
         values |= valued("trained", trained)
         values |= relative("bits per byte above the teacher's, trained", trained, teacher, bar=0.01)
         values["seconds of training"] = Value(record["seconds"], "s")
-        folder = shop.cells.folder / record["model"]
+        folder = pipeline.cells.folder / record["model"]
     values |= elsewhere(args, folder, small)
     receipt(args, f"vocabulary of {SMALL_VOCAB:,} tokens, {tokens:,} tokens of recovery", values,
             rivals={"transformers": package_version("transformers") or ""})  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 from common import DATA, at_least, save_receipt
 from herd.cli.eval_model import open_local
-from herd.distill.arms import Workshop
+from herd.distill.arms import StudentPipeline
 from herd.distill.cells import Cells, ShrinkSettings
 from herd.distill.measure import Quality, difference
 from herd.distill.recovery import Arm
@@ -95,10 +95,10 @@ def settings(args: argparse.Namespace, **changes: Any) -> ShrinkSettings:
     return ShrinkSettings(**fields)  # type: ignore[arg-type]
 
 
-def workshop(args: argparse.Namespace, name: str = "shared", **changes: Any) -> Workshop:
+def open_pipeline(args: argparse.Namespace, name: str = "shared", **changes: Any) -> StudentPipeline:
     """Return a folder of cells. Rows that use the same settings share one."""
     folder = args.work / (f"{name}-limit" if args.limit else f"{name}-{args.heldout_tokens}")
-    return Workshop(Cells(folder, settings(args, **changes), lambda line: print(line, flush=True)))
+    return StudentPipeline(Cells(folder, settings(args, **changes), lambda line: print(line, flush=True)))
 
 
 def on_step(record: dict[str, Any]) -> None:
@@ -130,15 +130,15 @@ def relative(name: str, a: Quality, b: Quality, bar: float | None = None) -> dic
     return {name: Value(value, "fraction", lo, hi, **verdict)}  # type: ignore[arg-type]
 
 
-def student85_arm(shop: Workshop) -> Arm:
-    return Arm("f1216", shop.config.replace(**STUDENT85), lr=RECOVERY_LR)
+def student85_arm(pipeline: StudentPipeline) -> Arm:
+    return Arm("f1216", pipeline.config.replace(**STUDENT85), lr=RECOVERY_LR)
 
 
-def planned_arm(shop: Workshop, params: float) -> Arm:
+def planned_arm(pipeline: StudentPipeline, params: float) -> Arm:
     """Return the most promising shape of at most ``params`` parameters, the vocabulary perhaps trimmed."""
-    sizes = [shop.config.vocab_size, SMALL_VOCAB]
-    shape = plan_shapes(shop.config, Budget("params", params), sizes, 1)[0]
-    return Arm(shape.label(shop.config), shape.config, lr=RECOVERY_LR)
+    sizes = [pipeline.config.vocab_size, SMALL_VOCAB]
+    shape = plan_shapes(pipeline.config, Budget("params", params), sizes, 1)[0]
+    return Arm(shape.label(pipeline.config), shape.config, lr=RECOVERY_LR)
 
 
 def task_scores(
@@ -152,14 +152,14 @@ def task_scores(
 
 
 def hellaswag(
-    args: argparse.Namespace, shop: Workshop, arm: Arm, record: dict[str, Any], bar: float
+    args: argparse.Namespace, pipeline: StudentPipeline, arm: Arm, record: dict[str, Any], bar: float
 ) -> dict[str, Value]:
     """Return the accuracy of the teacher and of a student in HellaSwag, and their ratio with its bar."""
     small = "-limit" if args.limit else ""
-    student = shop.cells.folder / record["model"]
+    student = pipeline.cells.folder / record["model"]
     places = {
         "teacher": (FILE, args.work / f"scores-teacher{small}"),
-        "trained": (student, shop.cells.folder / f"scores-{arm.name}-{record['tokens']}"),
+        "trained": (student, pipeline.cells.folder / f"scores-{arm.name}-{record['tokens']}"),
     }
     found = {
         name: task_scores(args, *place, ["hellaswag"])["hellaswag", "acc_norm"]

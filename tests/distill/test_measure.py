@@ -9,7 +9,7 @@ import torch
 from test_vocab import make_cut
 
 from herd.data.batch import Batch
-from herd.distill.measure import Quality, Yardstick, difference
+from herd.distill.measure import Quality, StudentEvaluator, difference
 from herd.distill.vocab import fold, trim_model
 from herd.distill.whole_rows import read_whole
 from herd.errors import DataError
@@ -33,7 +33,7 @@ def model(seed: int) -> LlamaLM:
 def test_the_measures_are_those_of_float64(cut, tmp_path):
     teacher, student = model(0), model(1)
     student = student if cut is None else trim_model(student, cut)
-    found = Yardstick(teacher, DOCUMENTS, cut, 64, torch.float32, tmp_path).measure(student)
+    found = StudentEvaluator(teacher, DOCUMENTS, cut, 64, torch.float32, tmp_path).measure(student)
     wide = [m.double() for m in (teacher, student)]
     for n, document in enumerate(DOCUMENTS):
         ids = torch.tensor(document.ids)
@@ -55,7 +55,7 @@ def test_the_measures_are_those_of_float64(cut, tmp_path):
 
 
 def test_the_teacher_itself_has_no_divergence(tmp_path):
-    found = Yardstick(model(0), DOCUMENTS, None, 64, torch.float32, tmp_path).measure(None)
+    found = StudentEvaluator(model(0), DOCUMENTS, None, 64, torch.float32, tmp_path).measure(None)
     assert found.kl == [0, 0, 0]
     assert found.agree == found.n_tokens
     assert found.hits == found.teacher_hits

@@ -114,7 +114,7 @@ def test_another_learning_rate_and_other_sizes_use_the_same_targets_and_lose_no_
     more = Shrinker(tmp_path / "run", settings(toy, **(first | {"tokens": 4096, "qad_tokens": 512}))).run()
     assert [step["tokens"] for step in more.ledger["steps"]] == [0, 0, 4096, 0, 512]
     own = settings(toy, **first, own_text=True)
-    Shrinker(tmp_path / "own", own).shop.teacher_hash  # noqa: B018 -- a cell, after which the settings are stored
+    Shrinker(tmp_path / "own", own).pipeline.teacher_hash  # noqa: B018 -- a cell, after which the settings are stored
     (tmp_path / "own" / "own").mkdir()
     with pytest.raises(ConfigError, match="begun with tokens=512, not 1024"):
         Shrinker(tmp_path / "own", own.model_copy(update={"tokens": 1024}))

@@ -25,7 +25,9 @@ def test_the_learning_rate_is_the_best_of_a_sweep(toy, tmp_path):
         bits[float(path.stem.split("-lr")[1])] = sum(quality["bits"])
     assert len(bits) == 3
     best = min(bits, key=bits.__getitem__)
-    assert shrinker.shop.rate_factor * 0.1 / shrinker.shapes[0].config.dim == pytest.approx(best, rel=1e-4)
+    assert shrinker.pipeline.rate_factor * 0.1 / shrinker.shapes[0].config.dim == pytest.approx(
+        best, rel=1e-4
+    )
     recipe = next(tmp_path.glob("run/arms/*/recipe-512-*.yaml")).read_text()
     assert f"lr: {best:g}"[:8] in recipe
     assert "learning rate" in done.ledger["facts"]

@@ -15,7 +15,7 @@ from ..errors import ConfigError
 from .common import MODEL, RUN, Json, RunFirst, Threads, checked, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..distill.arms import Workshop
+    from ..distill.arms import StudentPipeline
     from ..distill.cells import ShrinkSettings
     from ..distill.shrink import Shrinker, Shrunk
 
@@ -130,10 +130,10 @@ def race_command(
     best, steps = shrinker.race()
     rows = [{"name": step.name, "n_params": step.n_params} | step.quality.summary() for step in steps]
     if as_json:
-        print_json({"best": best.label(shrinker.shop.config), "arms": rows})
+        print_json({"best": best.label(shrinker.pipeline.config), "arms": rows})
         return
     print_table(("arm", "parameters", "bits/byte", "KL", "accuracy"), [_cells(row) for row in rows])
-    print(f"best: {best.label(shrinker.shop.config)}")
+    print(f"best: {best.label(shrinker.pipeline.config)}")
 
 
 @app.command("label")
@@ -148,8 +148,8 @@ def label_command(
         dtype, model=model, vocab=_sizes(vocab), text=text, dialogs=dialogs, heldout=heldout, tokens=tokens,
         context=context, seed=seed, **NO_RACE,
     )  # fmt: skip
-    shop = _workshop(settings, out)
-    folder = shop.targets(vocab or shop.config.vocab_size, tokens)
+    pipeline = _pipeline(settings, out)
+    folder = pipeline.targets(vocab or pipeline.config.vocab_size, tokens)
     from ..data.targets import Targets
 
     targets = Targets(folder)
@@ -171,9 +171,9 @@ def score_command(
         dtype, model=model, text=text, dialogs=dialogs, heldout=heldout, tokens=0, context=context, seed=seed,
         **NO_RACE,
     )  # fmt: skip
-    shop = _workshop(settings, out)
-    scores, vocab = shop.scores(shop.config.vocab_size), shop.config.vocab_size
-    layers = shop.block(vocab, drop) if drop else []
+    pipeline = _pipeline(settings, out)
+    scores, vocab = pipeline.scores(pipeline.config.vocab_size), pipeline.config.vocab_size
+    layers = pipeline.block(vocab, drop) if drop else []
     if as_json:
         listed = {name: tensor.tolist() for name, tensor in vars(scores).items()}
         print_json(listed | {"layers_to_drop": layers})
@@ -208,16 +208,16 @@ def prune_command(
         dtype, model=model, vocab=_sizes(vocab), text=text, dialogs=dialogs, heldout=heldout, tokens=0,
         context=context, heldout_tokens=heldout_tokens, seed=seed, **NO_RACE,
     )  # fmt: skip
-    shop = _workshop(settings, out)
+    pipeline = _pipeline(settings, out)
     shape = {"n_layers": layers, "ffn_dim": ffn, "dim": width, "n_heads": heads, "vocab_size": vocab}
     shape = {name: size for name, size in shape.items() if size is not None}
     if not shape:
         raise ConfigError("nothing is cut: give --layers, --ffn, --width, --heads or --vocab")
-    config = shop.config.replace(**shape, head_dim=shop.config.head_dim)
-    check_target(shop.config.replace(vocab_size=config.vocab_size), config)
-    arm = Arm(Shape(config, "bf16", "bf16", 0.0).label(shop.config), config)
-    record = shop.start(arm)
-    folder = shop.cells.folder / "arms" / arm.name / "start"
+    config = pipeline.config.replace(**shape, head_dim=pipeline.config.head_dim)
+    check_target(pipeline.config.replace(vocab_size=config.vocab_size), config)
+    arm = Arm(Shape(config, "bf16", "bf16", 0.0).label(pipeline.config), config)
+    record = pipeline.start(arm)
+    folder = pipeline.cells.folder / "arms" / arm.name / "start"
     summary = Quality(**record["quality"]).summary()
     if as_json:
         print_json({"folder": str(folder), "n_params": config.n_params} | summary)
@@ -254,11 +254,11 @@ def _folder(settings: ShrinkSettings, out: Path | None) -> Path:
     return out or Path("runs") / f"shrink-{model_name(resolve_model(settings.model)).lower()}"
 
 
-def _workshop(settings: ShrinkSettings, out: Path | None) -> Workshop:
-    from ..distill.arms import Workshop
+def _pipeline(settings: ShrinkSettings, out: Path | None) -> StudentPipeline:
+    from ..distill.arms import StudentPipeline
     from ..distill.cells import Cells
 
-    return Workshop(Cells(_folder(settings, out), settings, _say))
+    return StudentPipeline(Cells(_folder(settings, out), settings, _say))
 
 
 def _shrinker(settings: ShrinkSettings, out: Path | None) -> Shrinker:
@@ -280,7 +280,7 @@ def _say(line: str) -> None:
 
 
 def _print_shapes(shrinker: Shrinker) -> None:
-    teacher = shrinker.shop.config
+    teacher = shrinker.pipeline.config
     rows = [
         (s.label(teacher), f"{s.config.n_params:,}", f"{s.config.n_params / teacher.n_params:.0%}", s.weights,
          s.kv, f"{s.loss_increase:.3f}")
@@ -297,7 +297,11 @@ def _print_forecast(shrinker: Shrinker, as_json: bool) -> None:
     seconds, total = sum(cell.seconds for cell in cells), sum(cell.nbytes for cell in cells)
     if as_json:
         shapes = [
-            {"name": s.label(shrinker.shop.config), "n_params": s.config.n_params, "harm": s.loss_increase}
+            {
+                "name": s.label(shrinker.pipeline.config),
+                "n_params": s.config.n_params,
+                "harm": s.loss_increase,
+            }
             for s in shrinker.shapes
         ]
         print_json(

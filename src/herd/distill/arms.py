@@ -33,7 +33,7 @@ from .cells import LR_WIDTH, SWEEP, Cells
 from .importance import Importance, best_block, importance, random_importance, uniform_layers
 from .label import draw, label
 from .material import Material
-from .measure import Estimate, Quality, Yardstick
+from .measure import Estimate, Quality, StudentEvaluator
 from .own_words import write_own_text
 from .prune import check_target, choose, cut
 from .recovery import Arm, write_recipe
@@ -44,8 +44,8 @@ from .vocab import VocabCut, cut_vocabulary, trim_model
 SHARD_ROWS = 64
 
 
-class Workshop:
-    """The teacher, the text and the cells of a shrink run."""
+class StudentPipeline:
+    """The steps from a teacher and text to measured students, each a cell of the run's folder."""
 
     def __init__(self, cells: Cells) -> None:
         self.cells, self.settings = cells, cells.settings
@@ -140,7 +140,7 @@ class Workshop:
         path = self.cells.folder / "teacher" / "model"
         return load_trainable(path, self.compute, self.device).requires_grad_(False).eval(), found
 
-    @lru_cache(maxsize=8)  # noqa: B019 -- one workshop per process
+    @lru_cache(maxsize=8)  # noqa: B019 -- one pipeline per process
     def cut(self, vocab: int) -> VocabCut | None:
         """Return the vocabulary trimmed to the tokens that the text uses most, or None for the teacher's."""
         if vocab == self.config.vocab_size:
@@ -165,12 +165,12 @@ class Workshop:
         return self.material.stream(self.tokenizer_of(vocab), s.context, folder, s.seed)
 
     @lru_cache(maxsize=1)  # noqa: B019
-    def yardstick(self, vocab: int) -> Yardstick:
-        """Return the yardstick for students with a vocabulary."""
+    def evaluator(self, vocab: int) -> StudentEvaluator:
+        """Return what measures students with a vocabulary on the held-out text."""
         s = self.settings
         documents = self.material.held_out(self.tokenizer_of(vocab), s.heldout_tokens)
         folder = self.cells.folder / f"heldout-{vocab}"
-        return Yardstick(
+        return StudentEvaluator(
             self.teacher, documents, self.cut(vocab), s.context, self.compute, folder, self._show_batch
         )
 
@@ -262,7 +262,7 @@ class Workshop:
             lineage = Lineage(name=arm.name, stage=arm.start, parents={"teacher": self.teacher_hash})
             save_model(folder, model, self.tokenizer_of(vocab), lineage=lineage)
             return {
-                "quality": self.yardstick(vocab).measure(model.to(self.device).eval()).record(),
+                "quality": self.evaluator(vocab).measure(model.to(self.device).eval()).record(),
                 "n_params": arm.config.n_params,
             }
 
@@ -382,7 +382,7 @@ class Workshop:
             )
             student = load_model(made, device=self.device).eval()
             return {
-                "quality": self.yardstick(arm.config.vocab_size).measure(student).record(),
+                "quality": self.evaluator(arm.config.vocab_size).measure(student).record(),
                 "model": str(made.relative_to(self.cells.folder)), "n_params": arm.config.n_params,
                 "tokens": result.tokens, "flops": result.flops, "seconds": result.seconds,
             }  # fmt: skip
@@ -415,7 +415,7 @@ class Workshop:
         """Return the teacher's own quality in a vocabulary."""
 
         def work() -> dict[str, Any]:
-            return {"quality": self.yardstick(vocab).measure(None).record()}
+            return {"quality": self.evaluator(vocab).measure(None).record()}
 
         what = "measuring the teacher on held-out text" + self._of_vocabulary(vocab)
         record = self.cells.run(f"teacher-{vocab}", what, None, work)

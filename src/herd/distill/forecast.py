@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..llama.config import ModelConfig
 from ..quant.mixtures import named_scheme
-from .arms import Workshop
+from .arms import StudentPipeline
 from .cells import SWEEP
 from .recovery import Arm
 from .scores import PROBE_CONTEXT, PROBE_ROWS
@@ -35,10 +35,10 @@ class Forecast:
 
 def forecast(run: Shrinker) -> list[Forecast]:
     """Return the steps of a run from the beginning, with seconds and bytes, from measured rates."""
-    s, shop, first = run.settings, run.shop, run.shapes[0]
-    speeds, winner = shop.speeds(first.config), run.arm(first)
+    s, pipeline, first = run.settings, run.pipeline, run.shapes[0]
+    speeds, winner = pipeline.speeds(first.config), run.arm(first)
     out = list(_preparations(run))
-    sizes = _Sizes(shop, first.config)
+    sizes = _Sizes(pipeline, first.config)
     raced = [(run.arm(shape), s.race_tokens) for shape in run.shapes] if run.races else []
     if run.races:
         for control in run.controls(winner):
@@ -64,32 +64,32 @@ def forecast(run: Shrinker) -> list[Forecast]:
         if weights not in PLAIN and tokens == s.race_tokens:
             seconds += arm.config.n_params / FITTED_PER_SECOND + measured
             nbytes += sizes.packed(arm.config, weights)
-        words = arm.words(shop.config)
+        words = arm.words(pipeline.config)
         out.append(Forecast(f"train {words} on {tokens:,} tokens", seconds, nbytes))
     return [*out, *_students(run, winner, sizes)]
 
 
 def _preparations(run: Shrinker) -> Iterator[Forecast]:
     """Yield the steps before the first student: measuring and correcting the teacher, targets, importance."""
-    s, shop = run.settings, run.shop
-    teacher, first = shop.config, run.shapes[0].config
-    speeds = shop.speeds(first)
+    s, pipeline = run.settings, run.pipeline
+    teacher, first = pipeline.config, run.shapes[0].config
+    speeds = pipeline.speeds(first)
     vocabularies = dict.fromkeys(
         [teacher.vocab_size, first.vocab_size, *(shape.config.vocab_size for shape in run.shapes)]
     )
     for vocab in vocabularies:
-        documents = shop.material.held_out(shop.tokenizer_of(vocab), s.heldout_tokens)
+        documents = pipeline.material.held_out(pipeline.tokenizer_of(vocab), s.heldout_tokens)
         scored = sum(len(document.ids) - 1 for document in documents)
         seconds = speeds.measure_seconds(teacher)
         name = f"the teacher on held-out text, vocabulary {vocab:,}"
         yield Forecast(name, seconds, 2 * scored * teacher.dim)
     if s.correct_tokens:
         seconds = speeds.train_seconds(s.correct_tokens, teacher)
-        yield Forecast("correct the teacher", seconds, shop.compute.itemsize * teacher.n_params)
+        yield Forecast("correct the teacher", seconds, pipeline.compute.itemsize * teacher.n_params)
     tokens = {shape.config.vocab_size: s.race_tokens if run.races else 0 for shape in run.shapes}
     tokens[first.vocab_size] = max(s.tokens, s.qad_tokens, tokens[first.vocab_size])
     for vocab, count in tokens.items():
-        count = shop.spec(vocab, s.steps(count) * s.batch_size).n_rows * s.context if count else 0
+        count = pipeline.spec(vocab, s.steps(count) * s.batch_size).n_rows * s.context if count else 0
         seconds, nbytes = speeds.label_seconds(count), count * speeds.bytes_per_token
         yield Forecast(f"label {count:,} tokens, vocabulary {vocab:,}", seconds, nbytes)
     flops = teacher.flops_per_token(s.context / 2)
@@ -108,7 +108,7 @@ def _preparations(run: Shrinker) -> Iterator[Forecast]:
 def _students(run: Shrinker, winner: Arm, sizes: _Sizes) -> Iterator[Forecast]:
     """Yield what comes after the training of the winner: scores, the export, fewer bits."""
     s, shape = run.settings, run.shapes[0]
-    speeds = run.shop.speeds(winner.config)
+    speeds = run.pipeline.speeds(winner.config)
     to = s.gguf or shape.weights
     packed = to not in PLAIN
     n_scored = 1 + (2 if s.tokens else 1) * (not run.is_teacher(winner)) + packed
@@ -129,11 +129,11 @@ def _students(run: Shrinker, winner: Arm, sizes: _Sizes) -> Iterator[Forecast]:
 class _Sizes:
     """The bytes of checkpoint folders of the run."""
 
-    def __init__(self, shop: Workshop, first: ModelConfig) -> None:
+    def __init__(self, pipeline: StudentPipeline, first: ModelConfig) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            shop.tokenizer_of(first.vocab_size).save(folder)
+            pipeline.tokenizer_of(first.vocab_size).save(folder)
             self.tokenizer = sum(path.stat().st_size for path in Path(folder).iterdir())
-        self.stored = shop.source.stored_dtype.itemsize
+        self.stored = pipeline.source.stored_dtype.itemsize
 
     def folder(self, config: ModelConfig, itemsize: int) -> float:
         """Return the bytes of a folder with plain weights."""

@@ -82,7 +82,7 @@ def difference(a: Quality, b: Quality) -> Estimate:
     return estimate(paired_difference(a.bits, b.bits, a.n_bytes))
 
 
-class Yardstick:
+class StudentEvaluator:
     """A teacher's predictions of held-out text in one vocabulary, to measure students with.
 
     ``documents`` are in that vocabulary. Without ``cut`` it is the teacher's own. ``compute`` is the dtype of

@@ -31,7 +31,7 @@ from ..evals.tasks import make_task
 from ..llama.config import ModelConfig
 from ..plan.ways import GGUF_FORMATS, Target
 from ..quant.mixtures import named_scheme
-from .arms import Workshop
+from .arms import StudentPipeline
 from .cells import SWEEP, Cells, ShrinkSettings
 from .ledger import LedgerStep, write_ledger
 from .measure import Estimate, Quality
@@ -67,13 +67,13 @@ class Shrinker:
         target: Target | None = None,
     ) -> None:
         self.folder, self.settings, self.say = folder, settings, say
-        self.shop = Workshop(Cells(folder, settings, say))
+        self.pipeline = StudentPipeline(Cells(folder, settings, say))
         self.shapes = self._shapes(target)
 
     # The plan -----------------------------------------------------------------------------------------------
 
     def _shapes(self, target: Target | None) -> list[Shape]:
-        s, teacher = self.settings, self.shop.config
+        s, teacher = self.settings, self.pipeline.config
         if s.context > teacher.max_context:
             raise ConfigError(f"--context {s.context} exceeds the teacher's {teacher.max_context}: give less")
         open_data(s.task_data)
@@ -93,7 +93,7 @@ class Shrinker:
         return shapes
 
     def _shapes_of(self, sizes: Sequence[int], target: Target | None) -> list[Shape]:
-        s, teacher = self.settings, self.shop.config
+        s, teacher = self.settings, self.pipeline.config
         if s.to is None and not s.vocab and s.gguf is not None and s.qad_tokens:
             return [Shape(teacher, "bf16", "bf16", 0.0)]  # only the format changes
         if s.to is None:
@@ -111,7 +111,7 @@ class Shrinker:
 
     def arm(self, shape: Shape) -> Arm:
         """Return the arm of a shape."""
-        return Arm(shape.label(self.shop.config), shape.config)
+        return Arm(shape.label(self.pipeline.config), shape.config)
 
     @property
     def races(self) -> bool:
@@ -120,7 +120,7 @@ class Shrinker:
 
     def controls(self, winner: Arm) -> list[Arm]:
         """Return the controls of the winner's shape. Uniform depth makes sense only if layers are dropped."""
-        teacher = self.shop.config
+        teacher = self.pipeline.config
         pruned = winner.config != teacher.replace(vocab_size=winner.config.vocab_size)
         shallower = winner.config.n_layers < teacher.n_layers
         made = {"random mask": pruned, "uniform depth": shallower, "scratch": pruned}
@@ -139,16 +139,16 @@ class Shrinker:
 
     def run(self) -> Shrunk:
         """Run all cells that are not finished, write the student and the ledger, and return them."""
-        shop, s = self.shop, self.settings
-        shop.speeds(self.shapes[0].config)
+        pipeline, s = self.pipeline, self.settings
+        pipeline.speeds(self.shapes[0].config)
         steps = [self._teacher_step()]
         shape, raced = self.race() if self.races else (self.shapes[0], [])
         if not self.races:
             self.sweep()
         winner = self.arm(shape)
         vocab = winner.config.vocab_size
-        trimmed = Arm(f"v{vocab}", shop.config.replace(vocab_size=vocab))
-        if vocab != shop.config.vocab_size and trimmed.name != winner.name:
+        trimmed = Arm(f"v{vocab}", pipeline.config.replace(vocab_size=vocab))
+        if vocab != pipeline.config.vocab_size and trimmed.name != winner.name:
             steps.append(self._untrained(trimmed, "vocabulary trimmed, not trained"))
         start = self._untrained(winner, "pruned, not trained")
         if not self.is_teacher(winner):
@@ -171,7 +171,7 @@ class Shrinker:
             steps += self._quantized_steps(winner, source, folder, format_name)
         elif s.gguf is not None:
             export_gguf(folder, self.folder / f"{self._name(winner)}-{format_name}.gguf", format_name)
-        fraction = winner.config.n_params / shop.config.n_params
+        fraction = winner.config.n_params / pipeline.config.n_params
         title = f"{self._name(winner)}: {fraction:.0%} of the teacher's parameters"
         ledger = write_ledger(self.folder, title, steps, self._facts(shape))
         return Shrunk(folder, ledger, list(ledger["worse"]))
@@ -210,12 +210,11 @@ class Shrinker:
         measured = {}
         for factor in SWEEP:
             tried = replace(arm, lr=factor * s.learning_rate(arm.config))
-            record = self.shop.trained(tried, s.sweep_tokens)
+            record = self.pipeline.trained(tried, s.sweep_tokens)
             measured[factor] = _bits_per_byte(Quality(**record["quality"]))
-        self.shop.rate_factor = min(measured, key=measured.__getitem__)
-        self.say(
-            f"best of {len(SWEEP)} learning rates: {self.shop.rate_factor * s.learning_rate(arm.config):.2g}"
-        )
+        self.pipeline.rate_factor = min(measured, key=measured.__getitem__)
+        best = self.pipeline.rate_factor * s.learning_rate(arm.config)
+        self.say(f"best of {len(SWEEP)} learning rates: {best:.2g}")
 
     def _as_planned(self, shape: Shape, quality: Quality) -> Quality:
         """Return the quality of a raced shape in the format of weights that is planned for it."""
@@ -226,13 +225,15 @@ class Shrinker:
 
     def is_teacher(self, arm: Arm) -> bool:
         """Return whether an arm is the whole teacher, which meets the budget in smaller formats alone."""
-        return arm.config == self.shop.config
+        return arm.config == self.pipeline.config
 
     def _teacher_step(self) -> LedgerStep:
-        shop, config = self.shop, self.shop.config
+        pipeline, config = self.pipeline, self.pipeline.config
         step = LedgerStep("teacher", self.settings.model, config.n_params, config.nbytes(),
-                          shop.teacher_quality(config.vocab_size))  # fmt: skip
-        step.scores = shop.model_scores("teacher", "the teacher", config.vocab_size, lambda: shop.teacher)
+                          pipeline.teacher_quality(config.vocab_size))  # fmt: skip
+        step.scores = pipeline.model_scores(
+            "teacher", "the teacher", config.vocab_size, lambda: pipeline.teacher
+        )
         return step
 
     def _scores(self, made: str, how: str, arm: Arm, folder: Path) -> dict[str, Estimate]:
@@ -240,13 +241,13 @@ class Shrinker:
 
         ``how`` says in words how it was made.
         """
-        who, vocab = f"{arm.words(self.shop.config)}, {how}", arm.config.vocab_size
-        return self.shop.model_scores(
-            f"{arm.name}-{made}", who, vocab, lambda: load_model(folder, device=self.shop.device)
+        who, vocab = f"{arm.words(self.pipeline.config)}, {how}", arm.config.vocab_size
+        return self.pipeline.model_scores(
+            f"{arm.name}-{made}", who, vocab, lambda: load_model(folder, device=self.pipeline.device)
         )
 
     def _untrained(self, arm: Arm, what: str) -> LedgerStep:
-        record = self.shop.start(arm)
+        record = self.pipeline.start(arm)
         config = arm.config
         return LedgerStep(
             f"{arm.name}, start", what, config.n_params, config.nbytes(), Quality(**record["quality"])
@@ -255,27 +256,27 @@ class Shrinker:
     def equal_flops(self, config: ModelConfig) -> int:
         """Return the tokens of text that a student trains on for the FLOPs of the distilled race."""
         own = config.flops_per_token(self.settings.context / 2, training=True)
-        teacher = self.shop.config.flops_per_token(self.settings.context / 2)
+        teacher = self.pipeline.config.flops_per_token(self.settings.context / 2)
         return round(self.settings.race_tokens * (1 + teacher / own))
 
     def _step(self, arm: Arm, tokens: int, what: str) -> LedgerStep:
         if self.is_teacher(arm):
             return self._untrained(arm, "the whole teacher, in smaller formats")
-        s, teacher = self.settings, self.shop.config
-        record = self.shop.trained(arm, tokens, s.race_tokens if not arm.distilled else None)
+        s, teacher = self.settings, self.pipeline.config
+        record = self.pipeline.trained(arm, tokens, s.race_tokens if not arm.distilled else None)
         charged = record["tokens"] * teacher.flops_per_token(s.context / 2) if arm.distilled else 0.0
         step = LedgerStep(
             f"{arm.name}, {tokens:,} tokens", what, arm.config.n_params, arm.config.nbytes(),
             Quality(**record["quality"]), record["tokens"], record["flops"], charged, record["seconds"],
         )  # fmt: skip
         if arm.start == "pruned":
-            step.better_than[f"{arm.name}, start"] = Quality(**self.shop.start(arm)["quality"])
+            step.better_than[f"{arm.name}, start"] = Quality(**self.pipeline.start(arm)["quality"])
         return step
 
     # The student --------------------------------------------------------------------------------------------
 
     def _run_name(self, arm: Arm, tokens: int) -> str:
-        return self.shop.run_name(arm, tokens) if tokens and not self.is_teacher(arm) else "start"
+        return self.pipeline.run_name(arm, tokens) if tokens and not self.is_teacher(arm) else "start"
 
     def _trained_folder(self, arm: Arm, tokens: int) -> Path:
         name = self._run_name(arm, tokens)
@@ -283,32 +284,34 @@ class Shrinker:
 
     def _name(self, arm: Arm) -> str:
         """Return the student's name. What is made from Meta's Llamas must be named Llama first."""
-        known = load_lineage(self.shop.source.path)
-        base = known.name if known is not None else self.shop.source.path.stem
+        known = load_lineage(self.pipeline.source.path)
+        base = known.name if known is not None else self.pipeline.source.path.stem
         name = f"{base}-{arm.name}"
         licence = (self._licence() or "").lower()
         return name if "llama" not in licence or name.lower().startswith("llama") else f"Llama-{name}"
 
     def _licence(self) -> str | None:
-        known = self.shop.source.lineage
+        known = self.pipeline.source.lineage
         if known is not None and known.licence:
             return known.licence
-        if self.shop.source.file is None:
+        if self.pipeline.source.file is None:
             return None
-        return GGUFSource(self.shop.source.file).licence
+        return GGUFSource(self.pipeline.source.file).licence
 
     def _export(self, arm: Arm, shape: Shape, model: Any) -> Path:
         """Write the student in bf16, and compare what was written with the trained model."""
         folder = self.folder / "model"
         lineage = Lineage(
-            name=self._name(arm), stage="distilled", parents={"teacher": self.shop.teacher_hash},
+            name=self._name(arm), stage="distilled", parents={"teacher": self.pipeline.teacher_hash},
             licence=self._licence(), recipe=self.settings.model_dump(mode="json")
             | {"run_in": {"weights": shape.weights, "kv": shape.kv}},
         )  # fmt: skip
-        tokenizer = self.shop.tokenizer_of(arm.config.vocab_size)
+        tokenizer = self.pipeline.tokenizer_of(arm.config.vocab_size)
         save_model(folder, model, tokenizer, lineage=lineage, dtype=torch.bfloat16)
-        write_kept(folder, read_kept(self.shop.source.path, tuple(n for n in SIDE_FILES if n != GENERATION)))
-        tokens_BT = self.shop.stream(arm.config.vocab_size)[0].batch(0, 1).tokens_BT
+        write_kept(
+            folder, read_kept(self.pipeline.source.path, tuple(n for n in SIDE_FILES if n != GENERATION))
+        )
+        tokens_BT = self.pipeline.stream(arm.config.vocab_size)[0].batch(0, 1).tokens_BT
         written = load_model(folder, dtype=torch.float32)
         with torch.inference_mode():
             log_p, log_q = (m.float().logits(tokens_BT).log_softmax(-1) for m in (model, written))
@@ -331,11 +334,11 @@ class Shrinker:
 
         def work() -> dict[str, Any]:
             quantize_folder(open_source(str(source)), folder, named_scheme(format_name, arm.config))
-            student = load_model(folder, device=self.shop.device).eval()
-            return {"quality": self.shop.yardstick(arm.config.vocab_size).measure(student).record()}
+            student = load_model(folder, device=self.pipeline.device).eval()
+            return {"quality": self.pipeline.evaluator(arm.config.vocab_size).measure(student).record()}
 
-        what = f"rounding {arm.words(self.shop.config)} to {format_name} and measuring it"
-        return Quality(**self.shop.cells.run(f"{arm.name}-{name}", what, None, work)["quality"])
+        what = f"rounding {arm.words(self.pipeline.config)} to {format_name} and measuring it"
+        return Quality(**self.pipeline.cells.run(f"{arm.name}-{name}", what, None, work)["quality"])
 
     def _quantized_steps(self, arm: Arm, source: Path, exported: Path, format_name: str) -> list[LedgerStep]:
         """Round the student to a format, distil it there if asked, and write the better of the two."""
@@ -346,8 +349,8 @@ class Shrinker:
         what = f"quantized to {format_name}"
         steps = [LedgerStep(f"{arm.name}, {format_name}", what, config.n_params, nbytes, quality)]
         if s.qad_tokens:
-            record = self.shop.rounded(arm, source, format_name, s.qad_tokens)
-            teacher_flops = record["tokens"] * self.shop.config.flops_per_token(s.context / 2)
+            record = self.pipeline.rounded(arm, source, format_name, s.qad_tokens)
+            teacher_flops = record["tokens"] * self.pipeline.config.flops_per_token(s.context / 2)
             step = LedgerStep(
                 f"{arm.name}, {format_name}, {s.qad_tokens:,} tokens", f"distilled in {format_name}",
                 config.n_params,
@@ -380,14 +383,14 @@ class Shrinker:
             "budget": s.to or f"vocabulary {shape.config.vocab_size:,}",
             "context": s.context,
             "seed": s.seed,
-            "learning rate": f"{self.shop.rate_factor * s.learning_rate(shape.config):.2g}",
+            "learning rate": f"{self.pipeline.rate_factor * s.learning_rate(shape.config):.2g}",
         }
         if s.correct_tokens:
             facts["teacher corrected"] = (
-                f"on {self.shop.corrected['tokens']:,} tokens of the text, then labelled"
+                f"on {self.pipeline.corrected['tokens']:,} tokens of the text, then labelled"
             )
         if s.to is not None and s.to.startswith("memory"):
-            budget = Budget.parse(s.to, self.shop.config.max_context)
+            budget = Budget.parse(s.to, self.pipeline.config.max_context)
             found = next(f for f in GGUF_FORMATS if f.name == shape.weights)
             size = units.nbytes(resident_nbytes(shape.config, found, shape.kv, budget.context))
             facts["run with"] = (
