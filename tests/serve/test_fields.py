@@ -8,7 +8,7 @@ from herd.serve.embeddings import EmbeddingRequest, LlamaCppEmbeddingRequest, Ol
 from herd.serve.errors import ApiError
 from herd.serve.fields import MAX_WARNINGS, field_table, sort_fields
 from herd.serve.llamacpp import LlamaCppRequest, TemplateRequest
-from herd.serve.ollama import GenerateRequest, OllamaChatRequest, ShowRequest
+from herd.serve.ollama import GenerateRequest, OllamaChatRequest, OllamaModel
 from herd.serve.openai_chat import ChatRequest
 from herd.serve.openai_completions import CompletionRequest
 from herd.serve.openai_responses import InputRequest, ResponsesRequest
@@ -30,7 +30,7 @@ REQUESTS = {
     "input_tokens": ("/v1/responses/input_tokens", {"input": "six"}, InputRequest),
     "ollama_chat": ("/api/chat", HELLO | {"model": "tiny"} | SHORT, OllamaChatRequest),
     "ollama_generate": ("/api/generate", {"model": "tiny", "prompt": "six"} | SHORT, GenerateRequest),
-    "ollama_show": ("/api/show", {"model": "tiny"}, ShowRequest),
+    "ollama_show": ("/api/show", {"model": "tiny"}, OllamaModel),
     "tokenize": ("/tokenize", {"content": "six"}, TokenizeRequest),
     "detokenize": ("/detokenize", {"tokens": [1]}, DetokenizeRequest),
 }

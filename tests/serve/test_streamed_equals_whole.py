@@ -120,7 +120,7 @@ def test_chat_with_tools(tokenizer, answer, cuts, n, length):
     body, events = answered(
         tokenizer,
         divided(answer, cuts),
-        writer_of=lambda served, prompt: ChatWriter(served.name, False),
+        writer_of=lambda served, prompt: ChatWriter(served.name, None),
         prompt_of=prompt_of,
         reason="length" if length else "stop",
     )
@@ -185,7 +185,7 @@ def test_the_whole_body_is_what_clients_expect(tokenizer, answer, n_calls, conte
         return prepare_chat(served, ChatCall([{"role": "user", "content": "six"}], {}, (TOOL,)))
 
     body, _ = answered(
-        tokenizer, [answer], writer_of=lambda served, _: ChatWriter(served.name, False), prompt_of=prompt_of
+        tokenizer, [answer], writer_of=lambda served, _: ChatWriter(served.name, None), prompt_of=prompt_of
     )
     choice = body["choices"][0]
     assert choice["message"]["content"] == content
@@ -230,7 +230,7 @@ def test_a_chunk_is_written_before_the_next_tokens_are_billed(tokenizer):
         step.reservation.advance = lambda *n: (noted.append((len(sent), len(written))), advance(*n))
         answer = LiveAnswer(served, [prompt], step, [])
         await asyncio.sleep(0.2)  # all tokens are ready
-        await EventStream(answer, ChatWriter(served.name, False), ServeSettings(), {})(
+        await EventStream(answer, ChatWriter(served.name, None), ServeSettings(), {})(
             {}, asyncio.Event().wait, send
         )
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import JSONResponse, Response
 
-from .auth import Principal, public, require
+from .auth import ForModels, ForTokenize, public
 from .calls import ChatCall
 from .dialog import read_messages
 from .errors import NotFound
-from .models import ModelPool, ModelSlot, use_model
+from .exchange import Exchange, open_exchange
+from .models import ModelPool, ModelSlot
 from .problems import BadRequest
-from .respond import warning_header
 from .server_tools import describe_tools
-from .source import Servable
-from .tools import ToolOffer, offered_tools, read_tools
-from .wire import RequestModel, documented, read_request
+from .tools import read_tools
+from .wire import RequestModel, documented
 
 router = APIRouter()
 
@@ -26,7 +25,6 @@ router = APIRouter()
 class TokenizeRequest(RequestModel):
     """A text (``content`` or ``prompt``) or a dialog (``messages``) to encode."""
 
-    model: str | None = None
     content: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
@@ -40,7 +38,6 @@ class TokenizeRequest(RequestModel):
 class DetokenizeRequest(RequestModel):
     """Token ids to decode."""
 
-    model: str | None = None
     tokens: list[int]
 
 
@@ -66,9 +63,7 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/v1/models")
 @router.get("/models", include_in_schema=False)
-async def models(
-    request: Request, principal: Annotated[Principal, Depends(require("models"))]
-) -> dict[str, Any]:
+async def models(request: Request, principal: ForModels) -> dict[str, Any]:
     """List the models that the key may use."""
     pool: ModelPool = request.app.state.models
     slots = pool.visible(principal)
@@ -77,9 +72,7 @@ async def models(
 
 
 @router.get("/v1/models/{name:path}")
-async def model(
-    request: Request, name: str, principal: Annotated[Principal, Depends(require("models"))]
-) -> dict[str, Any]:
+async def model(request: Request, name: str, principal: ForModels) -> dict[str, Any]:
     """Describe a model."""
     pool: ModelPool = request.app.state.models
     if (slot := pool.find(name)) not in pool.visible(principal):
@@ -88,50 +81,40 @@ async def model(
 
 
 @router.get("/herd/v1/tools")
-async def server_tools(
-    request: Request, principal: Annotated[Principal, Depends(require("models"))]
-) -> dict[str, Any]:
+async def server_tools(request: Request, principal: ForModels) -> dict[str, Any]:
     """List the tools on this server that the key may use."""
     return {"tools": describe_tools(request.app.state.tools.granted_to(principal).groups)}
 
 
 @router.post("/tokenize", **documented(TokenizeRequest))
 @router.post("/v1/tokenize", include_in_schema=False)
-async def tokenize(
-    request: Request, principal: Annotated[Principal, Depends(require("tokenize"))]
-) -> Response:
+async def tokenize(request: Request, principal: ForTokenize) -> Response:
     """Return the token ids of a text or of a dialog."""
-    asked, warnings = await read_request(request, "tokenize", TokenizeRequest)
-    served = await use_model(request, principal, asked.model)
-    ids = await _ids(served, asked, warnings, offered_tools(request, principal))
-    tokens: list[Any] = ids
-    if asked.with_pieces:
-        rows = zip(ids, await served.token_bytes(ids), strict=True)
+    exchange = await open_exchange(request, principal, "tokenize", TokenizeRequest)
+    tokens: list[Any] = await _ids(exchange)
+    if exchange.asked.with_pieces:
+        rows = zip(tokens, await exchange.served.token_bytes(tokens), strict=True)
         tokens = [{"id": id_, "piece": _piece(raw)} for id_, raw in rows]
-    body = {"tokens": tokens, "count": len(ids), "max_model_len": served.context}
-    return JSONResponse(body, headers=warning_header(warnings))
+    context = exchange.served.context
+    return exchange.json({"tokens": tokens, "count": len(tokens), "max_model_len": context})
 
 
 @router.post("/detokenize", **documented(DetokenizeRequest))
 @router.post("/v1/detokenize", include_in_schema=False)
-async def detokenize(
-    request: Request, principal: Annotated[Principal, Depends(require("tokenize"))]
-) -> Response:
+async def detokenize(request: Request, principal: ForTokenize) -> Response:
     """Return the text of token ids, as ``content`` (llama.cpp's name) and as ``prompt`` (vLLM's)."""
-    asked, warnings = await read_request(request, "detokenize", DetokenizeRequest)
-    served = await use_model(request, principal, asked.model)
-    text = await served.decode(asked.tokens)
-    return JSONResponse({"content": text, "prompt": text}, headers=warning_header(warnings))
+    exchange = await open_exchange(request, principal, "detokenize", DetokenizeRequest)
+    text = await exchange.served.decode(exchange.asked.tokens)
+    return exchange.json({"content": text, "prompt": text})
 
 
-async def _ids(
-    served: Servable[Any], asked: TokenizeRequest, warnings: list[str], offer: ToolOffer
-) -> list[int]:
+async def _ids(exchange: Exchange[TokenizeRequest]) -> list[int]:
+    asked, served, warnings = exchange.asked, exchange.served, exchange.warnings
     texts = [text for text in (asked.content, asked.prompt) if text is not None]
     if len(texts) + (asked.messages is not None) != 1:
         raise BadRequest("send one of content, prompt and messages", "content")
     if asked.messages is not None:
-        tools = read_tools(asked.tools, warnings, offer)
+        tools = read_tools(asked.tools, warnings, exchange.offer)
         call = ChatCall(read_messages(asked.messages, warnings), tools=tools, warnings=warnings)
         return await served.encode_chat(call)
     bos = asked.add_special or asked.add_special_tokens or False

@@ -68,12 +68,11 @@ class LiveAnswer:
         held back, e.g. of an incomplete tool call, are billed with the event that has them.
         """
         try:
-            if self._agent is None:
-                async for event in self._events_of_step(delivers, None):
-                    yield event
-            else:
-                async for event in self._events_of_steps(delivers, self._agent):
-                    yield event
+            events = self._events_of_step(delivers, None)
+            if self._agent is not None:
+                events = self._events_of_steps(delivers, self._agent)
+            async for event in events:
+                yield event
             self._status = "completed"
         except Exception as error:
             self._status = "failed"
@@ -132,6 +131,11 @@ class LiveAnswer:
         """End the answer early, from any thread. `events` then raises."""
         for step in self._steps:
             step.source.cancel()
+
+    @property
+    def warned(self) -> dict[str, Any]:
+        """The field ``herd`` of a body, with the warnings, or nothing if there are none."""
+        return {"herd": {"warnings": self.warnings}} if self.warnings else {}
 
     @property
     def remarks(self) -> dict[str, Any]:

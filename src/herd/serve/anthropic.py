@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import Field, field_validator
-from starlette.responses import JSONResponse, Response
+from pydantic import Field
+from starlette.responses import Response
 
 from .answer import LiveAnswer
-from .auth import Principal, require
+from .auth import ForMessages, ForTokenize
 from .calls import ChatCall
 from .dialog import read_messages, server_step, text_of
 from .errors import ApiError
@@ -31,22 +31,12 @@ from .events import (
     ServerCall,
     ServerResult,
 )
+from .exchange import Exchange, open_exchange
 from .forms import response_schema
-from .models import use_model
 from .problems import BadRequest
-from .respond import AnswerWriter, json_text, respond, warning_header
-from .tools import (
-    OfferedTool,
-    ToolChoice,
-    ToolOffer,
-    called_name,
-    check_tools,
-    choose_among,
-    left_out,
-    offered_tools,
-    read_function,
-)
-from .wire import RequestModel, check_stop_strings, documented, read_request
+from .respond import AnswerWriter, json_text, respond
+from .tools import OfferedTool, ToolChoice, called_name, read_tool_choice, read_tools
+from .wire import RequestModel, StopStrings, documented
 
 router = APIRouter()
 BILLING_BLOCK = "x-anthropic-billing-header:"
@@ -64,7 +54,6 @@ REDACTED = "redacted_thinking"
 class CountRequest(RequestModel):
     """The honoured fields of a request to count tokens (`fields.yaml` has the others)."""
 
-    model: str | None = None
     messages: list[dict[str, Any]] = Field(min_length=1)
     system: str | list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
@@ -76,28 +65,18 @@ class MessagesRequest(CountRequest):
     """The honoured fields of a request for a message."""
 
     max_tokens: int = Field(ge=1)
-    stop_sequences: list[str] | None = None
+    stop_sequences: StopStrings = None
     stream: bool | None = None
     temperature: float | None = Field(None, ge=0, le=100)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0)
 
-    @field_validator("stop_sequences")
-    @classmethod
-    def _check_stop(cls, stop: list[str] | None) -> list[str] | None:
-        return check_stop_strings(stop)
-
 
 @router.post("/v1/messages", **documented(MessagesRequest))
-async def messages(
-    request: Request, principal: Annotated[Principal, Depends(require("messages"))]
-) -> Response:
+async def messages(request: Request, principal: ForMessages) -> Response:
     """Answer a dialog."""
-    asked, warnings = await read_request(request, "messages", MessagesRequest)
-    served = await use_model(request, principal, asked.model)
-    settings = request.app.state.settings
-    if len(asked.stop_sequences or ()) > settings.max_stop:
-        raise BadRequest(f"stop_sequences has more than {settings.max_stop} strings", "stop_sequences")
+    exchange = await open_exchange(request, principal, "messages", MessagesRequest)
+    asked, served = exchange.asked, exchange.served
     sampling = {
         "max_tokens": asked.max_tokens,
         "temperature": asked.temperature,
@@ -105,31 +84,25 @@ async def messages(
         "top_k": asked.top_k,
         "stop": tuple(asked.stop_sequences or ()),
     }
-    call = await run_in_threadpool(_chat_call, asked, sampling, warnings, offered_tools(request, principal))
+    call = await run_in_threadpool(_chat_call, exchange, sampling)
     prompt = await served.prepare_chat(call)
     writer = MessageWriter(served.name)
-    return await respond(
-        request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings, call=call
-    )
+    return await respond(exchange, [prompt], writer, stream=bool(asked.stream), call=call)
 
 
 @router.post("/v1/messages/count_tokens", **documented(CountRequest))
-async def count_tokens(
-    request: Request, principal: Annotated[Principal, Depends(require("tokenize"))]
-) -> Response:
+async def count_tokens(request: Request, principal: ForTokenize) -> Response:
     """Return the number of tokens of a dialog's prompt."""
-    asked, warnings = await read_request(request, "count_tokens", CountRequest)
-    served = await use_model(request, principal, asked.model)
-    call = await run_in_threadpool(_chat_call, asked, {}, warnings, offered_tools(request, principal))
-    count = len(await served.encode_chat(call))
-    return JSONResponse({"input_tokens": count}, headers=warning_header(warnings))
+    exchange = await open_exchange(request, principal, "count_tokens", CountRequest)
+    call = await run_in_threadpool(_chat_call, exchange, {})
+    return exchange.json({"input_tokens": len(await exchange.served.encode_chat(call))})
 
 
-def _chat_call(
-    asked: CountRequest, sampling: Mapping[str, Any], warnings: list[str], offer: ToolOffer
-) -> ChatCall:
-    tools = read_tools(asked.tools, warnings, offer)
-    choice, parallel = _tool_choice(asked.tool_choice, tools)
+def _chat_call(exchange: Exchange[Any], sampling: Mapping[str, Any]) -> ChatCall:
+    asked: CountRequest = exchange.asked
+    warnings = exchange.warnings
+    tools = read_tools(list(_openai_tools(asked.tools or ())), warnings, exchange.offer)
+    choice, parallel = _tool_choice(asked.tool_choice, tools, warnings)
     system = [{"role": "system", "content": text} for text in _system_texts(asked.system)]
     turns = [
         turn for number, each in enumerate(asked.messages) for turn in _turns(each, f"messages[{number}]")
@@ -210,39 +183,31 @@ def _tool_result(block: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {"role": "tool", "content": text, "tool_call_id": block.get("tool_use_id")}
 
 
-def read_tools(
-    tools: Sequence[Mapping[str, Any]] | None, warnings: list[str], offer: ToolOffer
-) -> tuple[OfferedTool, ...]:
-    """Return the tools of a request. Others that neither run here are left out and named in ``warnings``."""
-    out: list[OfferedTool] = []
-    for number, tool in enumerate(tools or ()):
-        where, kind = f"tools[{number}]", tool.get("type")
-        if kind not in (None, "custom"):
-            selected = offer.granted.select(tool)
-            out += selected
-            warnings += [] if selected else [left_out(where, tool)]
+def _openai_tools(tools: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield tools in OpenAI's form. Functions are Anthropic's custom tools."""
+    for number, tool in enumerate(tools):
+        if tool.get("type") not in (None, "custom"):
+            yield dict(tool)
             continue
         if not isinstance(tool.get("input_schema"), Mapping):
-            raise BadRequest(f"{where}.input_schema must be a JSON schema", f"{where}.input_schema")
-        out.append(read_function({**tool, "parameters": tool["input_schema"]}, where))
-    check_tools(out, offer.limit)
-    return tuple(out)
+            where = f"tools[{number}].input_schema"
+            raise BadRequest(f"{where} must be a JSON schema", where)
+        yield {**tool, "type": "function", "parameters": tool["input_schema"]}
 
 
-def _tool_choice(choice: Mapping[str, Any] | None, tools: Sequence[OfferedTool]) -> tuple[ToolChoice, bool]:
+def _tool_choice(
+    choice: Mapping[str, Any] | None, tools: Sequence[OfferedTool], warnings: list[str]
+) -> tuple[ToolChoice, bool]:
     """Return the tool choice, and whether several calls are allowed."""
     if choice is None:
         return ToolChoice(), True
-    kind, parallel = choice.get("type"), choice.get("disable_parallel_tool_use") is not True
-    if kind == "any":
-        return choose_among(ToolChoice("required"), tools), parallel
-    if kind == "tool":
-        return choose_among(ToolChoice("required", (str(choice.get("name")),)), tools), parallel
-    if kind not in ("auto", "none"):
-        raise BadRequest(
-            f"tool_choice.type={str(kind)[:40]!r} must be auto, any, tool or none", "tool_choice"
-        )
-    return ToolChoice("none" if kind == "none" else "auto"), parallel
+    named = {"type": "function", "name": choice.get("name")}
+    openai = {"auto": "auto", "any": "required", "tool": named, "none": "none"}.get(str(choice.get("type")))
+    if openai is None:
+        kind = str(choice.get("type"))[:40]
+        raise BadRequest(f"tool_choice.type={kind!r} must be auto, any, tool or none", "tool_choice")
+    parallel = choice.get("disable_parallel_tool_use") is not True
+    return read_tool_choice(openai, tools, warnings), parallel
 
 
 class MessageWriter(AnswerWriter):
@@ -256,20 +221,16 @@ class MessageWriter(AnswerWriter):
         self._stop_string: str | None = None
 
     def begin(self, answer: LiveAnswer) -> bytes:
-        message = self._message(answer, [], None, None)
-        return _event("message_start", message=message)
+        return _event("message_start", message=self._message(answer, [], None, None))
 
     def event(self, event: AnswerEvent) -> bytes:
         if isinstance(event, AnswerEnd):
             self._reason, self._stop_string = _stop(event.reason, event.stop_string)
             return self._close()
-        if isinstance(event, AnswerCall):
-            opening = self._start(_tool_use(event) | {"input": {}})
+        if isinstance(event, AnswerCall | ServerCall):
+            use = _tool_use(event) if isinstance(event, AnswerCall) else _server_use(event)
+            opening = self._start(use | {"input": {}})
             delta = {"type": "input_json_delta", "partial_json": event.arguments}
-            return opening + self._delta(delta) + _event("content_block_stop", index=self._number)
-        if isinstance(event, ServerCall):
-            delta = {"type": "input_json_delta", "partial_json": event.arguments}
-            opening = self._start(_server_use(event) | {"input": {}})
             return opening + self._delta(delta) + _event("content_block_stop", index=self._number)
         if isinstance(event, ServerResult):
             return self._start(_server_result(event)) + _event("content_block_stop", index=self._number)
@@ -287,10 +248,8 @@ class MessageWriter(AnswerWriter):
 
     def end(self, answer: LiveAnswer) -> bytes:
         delta = {"stop_reason": self._reason, "stop_sequence": self._stop_string}
-        warned = {"herd": {"warnings": answer.warnings}} if answer.warnings else {}
-        return _event("message_delta", delta=delta, usage=_usage(answer.usage), **warned) + _event(
-            "message_stop"
-        )
+        last = _event("message_delta", delta=delta, usage=_usage(answer.usage), **answer.warned)
+        return last + _event("message_stop")
 
     def error(self, error: ApiError) -> bytes:
         return _event("error", error=_error(error))
@@ -298,8 +257,7 @@ class MessageWriter(AnswerWriter):
     def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
         choice = choices[0]
         content = [block for part in choice.parts for block in _blocks(part)]
-        message = self._message(answer, content, *_stop(choice.reason, choice.stop_string))
-        return message | ({"herd": {"warnings": answer.warnings}} if answer.warnings else {})
+        return self._message(answer, content, *_stop(choice.reason, choice.stop_string)) | answer.warned
 
     def _message(
         self, answer: LiveAnswer, content: list[Any], reason: str | None, stop: str | None

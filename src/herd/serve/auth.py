@@ -1,7 +1,7 @@
 """Who may call which route.
 
-Every route states its scope: ``Depends(require("chat"))`` for routes that need a key, ``Depends(public)`` for
-those that do not. An application with a route that states neither does not start.
+Every route states its scope: a parameter of a type such as `ForChat` for routes that need a key,
+``Depends(public)`` for those that do not. An application with a route that states neither does not start.
 
 A key comes in ``Authorization: Bearer`` or in ``x-api-key``. Both are checked alike, and if a request has
 both they must be the same key. 401: no valid key. 403: a valid key that may not do this.
@@ -14,10 +14,10 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import sqlalchemy as sql
-from fastapi import Request
+from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 
 from ..errors import ConfigError
@@ -182,6 +182,20 @@ def require(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
 
     check.scope = scope  # type: ignore[attr-defined]
     return check
+
+
+ForChat = Annotated[Principal, Depends(require("chat"))]
+"""This type and the next ones: the sender of a request to a route of this scope."""
+ForCompletions = Annotated[Principal, Depends(require("completions"))]
+ForResponses = Annotated[Principal, Depends(require("responses"))]
+ForMessages = Annotated[Principal, Depends(require("messages"))]
+ForOllama = Annotated[Principal, Depends(require("ollama"))]
+ForEmbeddings = Annotated[Principal, Depends(require("embeddings"))]
+ForTokenize = Annotated[Principal, Depends(require("tokenize"))]
+ForModels = Annotated[Principal, Depends(require("models"))]
+ForUsage = Annotated[Principal, Depends(require("usage"))]
+ForMetrics = Annotated[Principal, Depends(require("metrics"))]
+ForAdmin = Annotated[Principal, Depends(require("admin"))]
 
 
 def public() -> None:

@@ -7,37 +7,34 @@ other requests, and nothing is generated. Models of other servers have their own
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 from starlette.responses import Response
 
 from .answer import LiveAnswer
-from .auth import Principal, require
+from .auth import ForEmbeddings, ForOllama
 from .calls import EmbeddingCall
 from .events import Choice
-from .models import use_model
-from .ollama import nanoseconds, plain_name
+from .exchange import Exchange, open_exchange
+from .ollama import OllamaModel, nanoseconds
 from .problems import BadRequest
-from .respond import BodyWriter, respond
+from .respond import WriteBody, respond
 from .vectors import vector_text
-from .wire import RequestModel, documented, read_request
+from .wire import RequestModel, documented
 
 router = APIRouter()
 MAX_INPUTS = 2048
 """OpenAI's own limit."""
 Input = str | list[str] | list[int] | list[list[int]]
-Write = Callable[[list[Sequence[float]], LiveAnswer], Any]
-"""How an API writes the embeddings of an answer."""
 
 
 class EmbeddingRequest(RequestModel):
     """The honoured fields of a request to ``/v1/embeddings`` (`fields.yaml` has the others)."""
 
     model_config = ConfigDict(extra="allow")
-    model: str | None = None
     input: Input
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = Field(None, ge=1)
@@ -47,11 +44,10 @@ class EmbeddingRequest(RequestModel):
 class LlamaCppEmbeddingRequest(RequestModel):
     """The honoured fields of a request to ``/embedding``."""
 
-    model: str | None = None
     content: Input
 
 
-class OllamaEmbedRequest(RequestModel):
+class OllamaEmbedRequest(OllamaModel):
     """The honoured fields of a request to ``/api/embed``."""
 
     model: str
@@ -61,17 +57,16 @@ class OllamaEmbedRequest(RequestModel):
 
 @router.post("/v1/embeddings", **documented(EmbeddingRequest))
 @router.post("/embeddings", include_in_schema=False)
-async def embeddings(
-    request: Request, principal: Annotated[Principal, Depends(require("embeddings"))]
-) -> Response:
+async def embeddings(request: Request, principal: ForEmbeddings) -> Response:
     """Return the embeddings of texts, or of token ids, which are taken as they are."""
-    asked, warnings = await read_request(request, "embeddings", EmbeddingRequest)
+    exchange = await open_exchange(request, principal, "embeddings", EmbeddingRequest)
+    asked = exchange.asked
     write = vector_text if asked.encoding_format == "base64" else list
 
-    def body(vectors: list[Sequence[float]], answer: LiveAnswer) -> dict[str, Any]:
+    def body(choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
         data = [
-            {"object": "embedding", "index": index, "embedding": write(vector)}
-            for index, vector in enumerate(vectors)
+            {"object": "embedding", "index": choice.index, "embedding": write(choice.vector)}
+            for choice in choices
         ]
         n_tokens = answer.usage.prompt_tokens
         out: dict[str, Any] = {"object": "list", "data": data, "model": answer.served.name}
@@ -79,64 +74,43 @@ async def embeddings(
         return out | ({"herd": answer.remarks} if answer.remarks else {})
 
     call = EmbeddingCall(_inputs(asked.input, "input"), "input", asked.dimensions, asked.model_extra or {})
-    return await _embed(request, principal, asked.model, call, warnings, body)
+    return await _embed(exchange, call, body)
 
 
 @router.post("/embedding", **documented(LlamaCppEmbeddingRequest))
-async def llamacpp_embedding(
-    request: Request, principal: Annotated[Principal, Depends(require("embeddings"))]
-) -> Response:
+async def llamacpp_embedding(request: Request, principal: ForEmbeddings) -> Response:
     """Return the embeddings of texts in llama.cpp's form, in which each has a list of its own."""
-    asked, warnings = await read_request(request, "llamacpp_embedding", LlamaCppEmbeddingRequest)
+    exchange = await open_exchange(request, principal, "llamacpp_embedding", LlamaCppEmbeddingRequest)
 
-    def body(vectors: list[Sequence[float]], answer: LiveAnswer) -> list[dict[str, Any]]:
-        return [{"index": index, "embedding": [list(vector)]} for index, vector in enumerate(vectors)]
+    def body(choices: Sequence[Choice], answer: LiveAnswer) -> list[dict[str, Any]]:
+        return [{"index": choice.index, "embedding": [list(choice.vector)]} for choice in choices]
 
-    call = EmbeddingCall(_inputs(asked.content, "content"), "content")
-    return await _embed(request, principal, asked.model, call, warnings, body)
+    call = EmbeddingCall(_inputs(exchange.asked.content, "content"), "content")
+    return await _embed(exchange, call, body)
 
 
 @router.post("/api/embed", **documented(OllamaEmbedRequest))
-async def ollama_embed(
-    request: Request, principal: Annotated[Principal, Depends(require("ollama"))]
-) -> Response:
+async def ollama_embed(request: Request, principal: ForOllama) -> Response:
     """Return the embeddings of texts in Ollama's form."""
-    asked, warnings = await read_request(request, "ollama_embed", OllamaEmbedRequest)
+    exchange = await open_exchange(request, principal, "ollama_embed", OllamaEmbedRequest)
+    asked = exchange.asked
 
-    def body(vectors: list[Sequence[float]], answer: LiveAnswer) -> dict[str, Any]:
+    def body(choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
         usage = answer.usage
         return {
             "model": asked.model,
-            "embeddings": [list(vector) for vector in vectors],
+            "embeddings": [list(choice.vector) for choice in choices],
             "total_duration": nanoseconds(usage.total_seconds),
             "load_duration": 0,
             "prompt_eval_count": usage.prompt_tokens,
-        } | ({"herd": {"warnings": answer.warnings}} if answer.warnings else {})
+        } | answer.warned
 
     call = EmbeddingCall(_inputs(asked.input, "input"), "input", asked.dimensions)
-    return await _embed(request, principal, plain_name(asked.model), call, warnings, body)
+    return await _embed(exchange, call, body)
 
 
-async def _embed(
-    request: Request,
-    principal: Principal,
-    model: str | None,
-    call: EmbeddingCall,
-    warnings: list[str],
-    write: Write,
-) -> Response:
-    served = await use_model(request, principal, model)
-    prompts = await served.prepare_embeddings(call)
-    writer = _VectorWriter(write)
-    return await respond(request, principal, served, prompts, writer, stream=False, warnings=warnings)
-
-
-class _VectorWriter(BodyWriter):
-    def __init__(self, write: Write) -> None:
-        self._write = write
-
-    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> Any:
-        return self._write([choice.vector for choice in choices], answer)
+async def _embed(exchange: Exchange[Any], call: EmbeddingCall, write: WriteBody) -> Response:
+    return await respond(exchange, await exchange.served.prepare_embeddings(call), write)
 
 
 def _inputs(given: Any, param: str) -> list[str | list[int]]:

@@ -9,108 +9,80 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import Field, field_validator
-from starlette.responses import JSONResponse, Response
+from pydantic import Field
+from starlette.responses import Response
 
 from .. import __version__
-from ..engine.constraint import MAX_TEXT
 from ..engine.request import Sampling
 from ..text.tokenizer import Tokenizer
 from .answer import LiveAnswer
-from .auth import Principal, require
+from .auth import ForCompletions, ForMetrics, ForModels, ForTokenize
 from .calls import ChatCall, TextCall
 from .chat import ServedModel
 from .dialog import read_messages
-from .errors import ApiError
-from .events import AnswerEnd, AnswerEvent, AnswerText, Choice, ScoredToken
+from .events import AnswerEvent, AnswerText, Choice, ScoredToken
+from .exchange import open_exchange
 from .forms import enforceable_schema, grammar_constraint
 from .models import use_model
 from .openai_completions import MAX_PROMPTS
-from .problems import BadRequest, openai_error
-from .respond import AnswerWriter, respond, sse_data, warning_header
-from .tools import offered_tools, read_tools
-from .wire import RequestModel, check_stop_strings, documented, read_request
+from .problems import BadRequest
+from .respond import AnswerWriter, respond, sse_data
+from .tools import read_tools
+from .wire import RequestModel, SamplingFields, StopStrings, documented
 
 router = APIRouter()
 PROMPT_STRING = "prompt_string"
 
 
-class LlamaCppRequest(RequestModel):
+class LlamaCppRequest(SamplingFields):
     """The honoured fields of a request to ``/completion`` (`fields.yaml` has the others)."""
 
-    model: str | None = None
     prompt: str | dict[str, Any] | list[Any]
     n_predict: int | None = Field(None, ge=-1)
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-1)
-    stop: list[str] | None = None
-    stream: bool | None = None
+    stop: StopStrings = None
     repeat_penalty: float | None = Field(None, gt=0)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
     logit_bias: list[Any] | dict[str, Any] | None = None
-    ignore_eos: bool | None = None
     n_probs: int | None = Field(None, ge=0, le=100)
     return_tokens: bool | None = None
-    json_schema: dict[str, Any] | None = None
-    grammar: str | None = Field(None, max_length=MAX_TEXT)
     response_fields: list[str] | None = Field(None, max_length=64)
-    cache_salt: str | None = Field(None, max_length=256)
-
-    _stop = field_validator("stop")(check_stop_strings)
 
 
 class TemplateRequest(RequestModel):
     """A dialog to write as the text of a prompt."""
 
-    model: str | None = None
     messages: list[dict[str, Any]] = Field(min_length=1)
     tools: list[dict[str, Any]] | None = None
     add_generation_prompt: bool | None = None
 
 
 @router.post("/completion", **documented(LlamaCppRequest))
-async def completion(
-    request: Request, principal: Annotated[Principal, Depends(require("completions"))]
-) -> Response:
+async def completion(request: Request, principal: ForCompletions) -> Response:
     """Continue one or more prompts."""
-    asked, warnings = await read_request(request, "llamacpp", LlamaCppRequest)
-    limit = request.app.state.settings.max_stop
-    if len(asked.stop or ()) > limit:
-        raise BadRequest(f"stop has {len(asked.stop or ())} strings, the limit is {limit}", "stop")
-    served = _own_model(await use_model(request, principal, asked.model))
-    calls = await run_in_threadpool(_text_calls, asked, served, warnings)
+    exchange = await open_exchange(request, principal, "llamacpp", LlamaCppRequest)
+    asked, served = exchange.asked, _own_model(exchange.served)
+    calls = await run_in_threadpool(_text_calls, asked, served, exchange.warnings)
     prompts = [await served.prepare_text(call) for call in calls]
-    writer = LlamaCppWriter(served, asked)
-    return await respond(
-        request, principal, served, prompts, writer, stream=bool(asked.stream), warnings=warnings
-    )
+    return await respond(exchange, prompts, LlamaCppWriter(served, asked), stream=bool(asked.stream))
 
 
 @router.post("/apply-template", **documented(TemplateRequest))
-async def apply_template(
-    request: Request, principal: Annotated[Principal, Depends(require("tokenize"))]
-) -> Response:
+async def apply_template(request: Request, principal: ForTokenize) -> Response:
     """Return a dialog as the text of a prompt, without the token that ``/completion`` puts before it."""
-    asked, warnings = await read_request(request, "apply_template", TemplateRequest)
-    served = _own_model(await use_model(request, principal, asked.model))
-    tools = read_tools(asked.tools, warnings, offered_tools(request, principal))
+    exchange = await open_exchange(request, principal, "apply_template", TemplateRequest)
+    asked, served, warnings = exchange.asked, _own_model(exchange.served), exchange.warnings
+    tools = read_tools(asked.tools, warnings, exchange.offer)
     call = ChatCall(read_messages(asked.messages, warnings), tools=tools, warnings=warnings)
     text = await served.chat_text(call, generation_prompt=asked.add_generation_prompt is not False)
-    return JSONResponse({"prompt": text}, headers=warning_header(warnings))
+    return exchange.json({"prompt": text})
 
 
 @router.get("/props")
-async def props(
-    request: Request, principal: Annotated[Principal, Depends(require("models"))]
-) -> dict[str, Any]:
+async def props(request: Request, principal: ForModels) -> dict[str, Any]:
     """Return the properties of the model: its context, its settings and its chat template."""
     served = _own_model(await use_model(request, principal, request.query_params.get("model")))
     tokenizer = served.tokenizer
@@ -131,9 +103,7 @@ async def props(
 
 
 @router.get("/slots")
-async def slots(
-    request: Request, principal: Annotated[Principal, Depends(require("metrics"))]
-) -> list[dict[str, Any]]:
+async def slots(request: Request, principal: ForMetrics) -> list[dict[str, Any]]:
     """Return one entry for each answer that can be generated at once: whether one is."""
     served = _own_model(await use_model(request, principal, request.query_params.get("model")))
     active = served.stats().active
@@ -145,16 +115,11 @@ async def slots(
 
 def generation_settings(sampling: Sampling) -> dict[str, Any]:
     """Return the settings of an answer by llama.cpp's names. A bias of null forbids its token."""
-    return {
+    same = ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty")
+    return {name: getattr(sampling, name) for name in same} | {
         "n_predict": sampling.max_tokens or -1,
         "seed": -1 if sampling.seed is None else sampling.seed,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
         "repeat_penalty": sampling.repetition_penalty,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
         "stop": list(sampling.stop),
         "n_probs": sampling.logprobs or 0,
         "logit_bias": [
@@ -180,13 +145,8 @@ def _text_calls(asked: LlamaCppRequest, served: ServedModel, warnings: list[str]
             "n_predict=0 asks for no token: send at least 1, or -1 for all that fit", "n_predict"
         )
     wants_ids = asked.stream or asked.return_tokens
-    sampling: dict[str, Any] = {
-        name: getattr(asked, name)
-        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "ignore_eos")
-    }
-    sampling |= {
+    sampling = asked.sampling() | {
         "max_tokens": served.context if asked.n_predict == -1 else asked.n_predict,
-        "top_k": 0 if asked.top_k == -1 else asked.top_k,
         "seed": None if asked.seed == -1 else asked.seed,
         "stop": tuple(asked.stop or ()),
         "repetition_penalty": asked.repeat_penalty,
@@ -257,15 +217,10 @@ class LlamaCppWriter(AnswerWriter):
         self._served, self._asked = served, asked
         self._choices: dict[int, Choice] = {}
 
-    def begin(self, answer: LiveAnswer) -> bytes:
-        """Return nothing: the first chunk has text."""
-        self._answer = answer
-        return b""
-
     def event(self, event: AnswerEvent) -> bytes:
         """Return the chunk of a piece of text. The chunks of ends come last, with the times."""
         self._choices.setdefault(event.index, Choice(event.index)).add(event)
-        if isinstance(event, AnswerEnd) or not isinstance(event, AnswerText):
+        if not isinstance(event, AnswerText):
             return b""
         chunk = {
             "index": event.index,
@@ -282,10 +237,6 @@ class LlamaCppWriter(AnswerWriter):
         return b"".join(
             sse_data(self._whole(choice, answer, is_chunk=True)) for choice in self._choices.values()
         )
-
-    def error(self, error: ApiError) -> bytes:
-        """Return an error as OpenAI's clients, and llama.cpp's, read it from a stream."""
-        return sse_data(openai_error(error))
 
     def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> Any:
         """Return a completion, or a list of them for several prompts."""
@@ -315,9 +266,7 @@ class LlamaCppWriter(AnswerWriter):
         }
         if not is_chunk:
             body |= self._probabilities(choice.logprobs)
-        if answer.warnings:
-            body["herd"] = {"warnings": answer.warnings}
-        return _selected(body, self._asked.response_fields or ())
+        return _selected(body | answer.warned, self._asked.response_fields or ())
 
     def _probabilities(self, scores: Sequence[ScoredToken]) -> dict[str, Any]:
         if not self._asked.n_probs:
@@ -327,17 +276,11 @@ class LlamaCppWriter(AnswerWriter):
             text = raw.decode("utf-8", "replace")
             return {"id": id_, "token": text, "bytes": list(raw), "logprob": max(nats or 0.0, -9999.0)}
 
-        return {
-            "completion_probabilities": [
-                token(score.id, score.raw, score.logprob)
-                | {
-                    "top_logprobs": [
-                        token(i, *pair) for i, pair in zip(score.top_ids, score.top, strict=True)
-                    ]
-                }
-                for score in scores
-            ]
-        }
+        rows = []
+        for score in scores:
+            top = [token(id_, *pair) for id_, pair in zip(score.top_ids, score.top, strict=True)]
+            rows.append(token(score.id, score.raw, score.logprob) | {"top_logprobs": top})
+        return {"completion_probabilities": rows}
 
 
 def _selected(body: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:

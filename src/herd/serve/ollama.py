@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 
 from .. import __version__
 from .answer import LiveAnswer
-from .auth import Principal, public, require
+from .auth import ForModels, ForOllama, public
 from .calls import ChatCall, TextCall
 from .dialog import read_messages
 from .errors import ApiError
@@ -31,13 +31,14 @@ from .events import (
     ServerCall,
     ServerResult,
 )
+from .exchange import open_exchange
 from .forms import ANY_OBJECT, enforceable_schema
-from .models import ModelSlot, use_model
+from .models import ModelSlot
 from .openai_chat import herd_step
 from .problems import BadRequest
 from .respond import AnswerWriter, json_text, respond
-from .tools import offered_tools, read_tools
-from .wire import RequestModel, documented, read_request
+from .tools import read_tools
+from .wire import RequestModel, documented
 
 router = APIRouter()
 OPTIONS = {
@@ -50,98 +51,87 @@ SILENT_OPTIONS = ("num_ctx", "num_keep", "num_thread", "num_gpu", "num_batch", "
 """Options about the machine, which the operator of the server has decided."""
 
 
-class OllamaChatRequest(RequestModel):
-    """The honoured fields of ``/api/chat`` (`fields.yaml` has the others)."""
+class OllamaModel(RequestModel):
+    """The model that a request names, perhaps with ``:latest`` after it, as Ollama's clients may write."""
+
+    @property
+    def model_name(self) -> str | None:
+        return self.model and self.model.removesuffix(":latest")
+
+
+class OllamaRequest(OllamaModel):
+    """The fields that both routes have which generate."""
 
     model: str
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
     format: str | dict[str, Any] | None = None
     options: dict[str, Any] | None = None
     stream: bool | None = None
 
 
-class GenerateRequest(RequestModel):
+class OllamaChatRequest(OllamaRequest):
+    """The honoured fields of ``/api/chat`` (`fields.yaml` has the others)."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+
+class GenerateRequest(OllamaRequest):
     """The honoured fields of ``/api/generate``. With ``raw`` there is no chat format."""
 
-    model: str
     prompt: str | None = None
     system: str | None = None
     raw: bool | None = None
-    format: str | dict[str, Any] | None = None
-    options: dict[str, Any] | None = None
-    stream: bool | None = None
-
-
-class ShowRequest(RequestModel):
-    """The model that is asked about."""
-
-    model: str | None = None
 
 
 @router.post("/api/chat", **documented(OllamaChatRequest))
-async def chat(request: Request, principal: Annotated[Principal, Depends(require("ollama"))]) -> Response:
+async def chat(request: Request, principal: ForOllama) -> Response:
     """Answer a dialog."""
-    asked, warnings = await read_request(request, "ollama_chat", OllamaChatRequest)
-    served = await use_model(request, principal, plain_name(asked.model))
+    exchange = await open_exchange(request, principal, "ollama_chat", OllamaChatRequest)
+    asked, warnings = exchange.asked, exchange.warnings
     if not asked.messages:
         return _loaded(asked.model, "message", {"role": "assistant", "content": ""})
-    settings, offer = request.app.state.settings, offered_tools(request, principal)
 
     def read() -> ChatCall:
-        tools = read_tools(asked.tools, warnings, offer)
+        tools = read_tools(asked.tools, warnings, exchange.offer)
         dialog = read_messages([_message(each) for each in asked.messages], warnings)
-        sampling = read_options(asked.options, settings.max_stop, warnings)
+        sampling = read_options(asked.options, exchange.settings.max_stop, warnings)
         schema = _schema(asked.format, warnings)
         return ChatCall(dialog, sampling, tools, schema=schema, warnings=warnings)
 
     call = await run_in_threadpool(read)
-    prompt = await served.prepare_chat(call)
+    prompt = await exchange.served.prepare_chat(call)
     writer = OllamaWriter(asked.model, is_chat=True)
-    stream = asked.stream is not False
-    return await respond(
-        request, principal, served, [prompt], writer, stream=stream, warnings=warnings, call=call
-    )
+    return await respond(exchange, [prompt], writer, stream=asked.stream is not False, call=call)
 
 
 @router.post("/api/generate", **documented(GenerateRequest))
-async def generate(request: Request, principal: Annotated[Principal, Depends(require("ollama"))]) -> Response:
+async def generate(request: Request, principal: ForOllama) -> Response:
     """Answer one prompt, or continue it."""
-    asked, warnings = await read_request(request, "ollama_generate", GenerateRequest)
-    served = await use_model(request, principal, plain_name(asked.model))
+    exchange = await open_exchange(request, principal, "ollama_generate", GenerateRequest)
+    asked, served, warnings = exchange.asked, exchange.served, exchange.warnings
     if not asked.prompt:
         return _loaded(asked.model, "response", "")
-    settings, text = request.app.state.settings, asked.prompt
-
-    def read() -> tuple[dict[str, Any], dict[str, Any] | None]:
-        return read_options(asked.options, settings.max_stop, warnings), _schema(asked.format, warnings)
-
-    sampling, schema = await run_in_threadpool(read)
+    sampling = read_options(asked.options, exchange.settings.max_stop, warnings)
+    schema = await run_in_threadpool(_schema, asked.format, warnings)
     if asked.raw or not served.has_chat:
-        prompt = await served.prepare_text(TextCall(text, sampling, schema=schema))
+        prompt = await served.prepare_text(TextCall(asked.prompt, sampling, schema=schema))
     else:
         system = [{"role": "system", "content": asked.system}] if asked.system else []
-        dialog = read_messages([*system, {"role": "user", "content": text}], warnings)
+        dialog = read_messages([*system, {"role": "user", "content": asked.prompt}], warnings)
         call = ChatCall(dialog, sampling, schema=schema, warnings=warnings)
         prompt = await served.prepare_chat(call)
     writer = OllamaWriter(asked.model, is_chat=False)
-    return await respond(
-        request, principal, served, [prompt], writer, stream=asked.stream is not False, warnings=warnings
-    )
+    return await respond(exchange, [prompt], writer, stream=asked.stream is not False)
 
 
 @router.get("/api/tags")
-async def tags(
-    request: Request, principal: Annotated[Principal, Depends(require("models"))]
-) -> dict[str, Any]:
+async def tags(request: Request, principal: ForModels) -> dict[str, Any]:
     """List the models that the key may use."""
     return {"models": [_listed(slot) for slot in request.app.state.models.visible(principal)]}
 
 
 @router.get("/api/ps")
-async def loaded(
-    request: Request, principal: Annotated[Principal, Depends(require("models"))]
-) -> dict[str, Any]:
+async def loaded(request: Request, principal: ForModels) -> dict[str, Any]:
     """List the models that are in memory."""
     loaded = [slot for slot in request.app.state.models.visible(principal) if slot.served is not None]
     return {"models": [_listed(slot) | {"context_length": slot.context} for slot in loaded]}
@@ -153,13 +143,10 @@ async def version() -> dict[str, str]:
     return {"version": __version__}
 
 
-@router.post("/api/show", **documented(ShowRequest))
-async def show(
-    request: Request, principal: Annotated[Principal, Depends(require("models"))]
-) -> dict[str, Any]:
+@router.post("/api/show", **documented(OllamaModel))
+async def show(request: Request, principal: ForModels) -> dict[str, Any]:
     """Describe a model."""
-    asked, _ = await read_request(request, "ollama_show", ShowRequest)
-    served = await use_model(request, principal, plain_name(asked.model))
+    served = (await open_exchange(request, principal, "ollama_show", OllamaModel)).served
     return {
         "details": _details(served.facts),
         "model_info": {
@@ -202,9 +189,6 @@ class OllamaWriter(AnswerWriter):
         self._model, self._is_chat = model, is_chat
         self._reason = "stop"
         self._paragraphs = Paragraphs()
-
-    def begin(self, answer: LiveAnswer) -> bytes:
-        return b""
 
     def event(self, event: AnswerEvent) -> bytes:
         if isinstance(event, AnswerEnd):
@@ -269,17 +253,12 @@ class OllamaWriter(AnswerWriter):
             "eval_count": usage.completion_tokens,
             "eval_duration": nanoseconds(usage.total_seconds - first),
         }
-        return fields | ({"herd": {"warnings": answer.warnings}} if answer.warnings else {})
+        return fields | answer.warned
 
 
 def error_body(error: ApiError, _: str) -> dict[str, Any]:
     """Return the body of an error as Ollama's API has it."""
     return {"error": error.message}
-
-
-def plain_name(name: str | None) -> str | None:
-    """Return a model's name without ``:latest``, which Ollama's clients may write after it."""
-    return name.removesuffix(":latest") if name else name
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from .answer import LiveAnswer
-from .auth import Principal, require
+from .auth import ForChat
 from .calls import ChatCall
+from .chunks import ChunkWriter
 from .dialog import read_messages, take_prefill
-from .errors import ApiError
 from .events import (
     AnswerCall,
     AnswerEnd,
@@ -30,18 +29,17 @@ from .events import (
     ServerResult,
     stop_fields,
 )
+from .exchange import Exchange, open_exchange
 from .forms import read_forms
-from .models import use_model
-from .problems import BadRequest, openai_error
-from .respond import AnswerWriter, json_text, openai_usage, respond, sse_data, usage_so_far, warning_header
-from .tools import ToolOffer, offered_tools, read_tool_choice, read_tools
-from .wire import SamplingFields, documented, read_request
+from .problems import BadRequest
+from .respond import respond
+from .tools import read_tool_choice, read_tools
+from .wire import CompletionFields, StreamOptions, documented
 
 router = APIRouter()
-DONE = b"data: [DONE]\n\n"
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(CompletionFields):
     """The honoured fields of a request (`fields.yaml` has the others)."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
@@ -58,38 +56,29 @@ class ChatRequest(SamplingFields):
 
 @router.post("/v1/chat/completions", **documented(ChatRequest))
 @router.post("/chat/completions", include_in_schema=False)
-async def chat_completions(
-    request: Request, principal: Annotated[Principal, Depends(require("chat"))]
-) -> Response:
+async def chat_completions(request: Request, principal: ForChat) -> Response:
     """Answer a dialog."""
-    asked, warnings = await read_request(request, "chat", ChatRequest)
-    served = await use_model(request, principal, asked.model)
-    offer = offered_tools(request, principal)
-    call = await run_in_threadpool(_chat_call, asked, warnings, offer, served.is_upstream)
+    exchange = await open_exchange(request, principal, "chat", ChatRequest)
+    asked, served = exchange.asked, exchange.served
+    call = await run_in_threadpool(_chat_call, exchange)
     prompt = await served.prepare_chat(call)
-    writer = ChatWriter(served.name, asked.includes_usage, tells_usage=asked.tells_usage)
-    return await respond(
-        request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings, call=call
-    )
+    writer = ChatWriter(served.name, asked.stream_options)
+    return await respond(exchange, [prompt], writer, stream=bool(asked.stream), call=call)
 
 
 @router.post("/v1/chat/completions/input_tokens", **documented(ChatRequest))
 @router.post("/chat/completions/input_tokens", include_in_schema=False)
-async def count_input_tokens(
-    request: Request, principal: Annotated[Principal, Depends(require("chat"))]
-) -> Response:
+async def count_input_tokens(request: Request, principal: ForChat) -> Response:
     """Count the tokens of a request without answering it."""
-    asked, warnings = await read_request(request, "chat", ChatRequest)
-    served = await use_model(request, principal, asked.model)
-    offer = offered_tools(request, principal)
-    call = await run_in_threadpool(_chat_call, asked, warnings, offer, served.is_upstream)
-    count = len(await served.encode_chat(call))
-    body = {"object": "chat.completion.input_tokens", "input_tokens": count}
-    return JSONResponse(body, headers=warning_header(warnings))
+    exchange = await open_exchange(request, principal, "chat", ChatRequest)
+    call = await run_in_threadpool(_chat_call, exchange)
+    count = len(await exchange.served.encode_chat(call))
+    return exchange.json({"object": "chat.completion.input_tokens", "input_tokens": count})
 
 
-def _chat_call(asked: ChatRequest, warnings: list[str], offer: ToolOffer, is_upstream: bool) -> ChatCall:
-    tools = read_tools(asked.tools, warnings, offer)
+def _chat_call(exchange: Exchange[ChatRequest]) -> ChatCall:
+    asked, warnings, is_upstream = exchange.asked, exchange.warnings, exchange.served.is_upstream
+    tools = read_tools(asked.tools, warnings, exchange.offer)
     if asked.top_logprobs is not None and not asked.logprobs:
         raise BadRequest("top_logprobs needs logprobs: true", "top_logprobs")
     if None not in (asked.max_tokens, asked.max_completion_tokens) and (
@@ -130,63 +119,42 @@ def _chat_call(asked: ChatRequest, warnings: list[str], offer: ToolOffer, is_ups
     return replace(call, schema=schema, grammar=grammar)
 
 
-class ChatWriter(AnswerWriter):
+class ChatWriter(ChunkWriter):
     """Writes an answer as a chat completion, or as its chunks."""
 
-    def __init__(self, model: str, includes_usage: bool, *, tells_usage: bool = False) -> None:
-        self._model, self._includes_usage, self._tells_usage = model, includes_usage, tells_usage
-        self._created = int(time.time())
+    prefix, kind, chunk_kind = "chatcmpl", "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, model: str, options: StreamOptions | None) -> None:
+        super().__init__(model, options)
         self._paragraphs = Paragraphs()
 
     def begin(self, answer: LiveAnswer) -> bytes:
         """Return one chunk with the role for every choice."""
-        self._answer = answer
-        self._head = self._frame(answer, "chat.completion.chunk")
-        self._prefix = json_text(self._head)[:-1] + ',"choices":'
         n_choices = sum(prompt.n for prompt in answer.prompts)
-        return b"".join(
-            self._chunk(index, {"role": "assistant", "content": None}) for index in range(n_choices)
-        )
+        role = {"role": "assistant", "content": None}
+        return super().begin(answer) + b"".join(self._delta(index, role) for index in range(n_choices))
 
     def event(self, event: AnswerEvent) -> bytes:
         """Return the chunks of an event. The arguments of a call come in a chunk of their own."""
         index = event.index
         if isinstance(event, AnswerText):
             logprobs = chat_logprobs(event.logprobs) if event.logprobs else None
-            return self._chunk(index, {"content": self._paragraphs.text(event)}, logprobs=logprobs)
+            return self._delta(index, {"content": self._paragraphs.text(event)}, logprobs=logprobs)
         if isinstance(event, AnswerThought):
-            return self._chunk(index, {"reasoning_content": event.text})
+            return self._delta(index, {"reasoning_content": event.text})
         if isinstance(event, AnswerEnd):
-            return self._chunk(index, {}, finish_reason=event.reason, **stop_fields(event))
+            return self._delta(index, {}, reason=event.reason, **stop_fields(event))
         if isinstance(event, ServerCall | ServerResult):
             self._paragraphs.text(event)
-            return self._chunk(index, {"herd_steps": [herd_step(event)]})
+            return self._delta(index, {"herd_steps": [herd_step(event)]})
         whole = _call(event) | {"index": event.number}
         opening = whole | {"function": {"name": event.tool.name, "arguments": ""}}
         rest = {"index": event.number, "function": {"arguments": event.arguments}}
-        return self._chunk(index, {"tool_calls": [opening]}) + self._chunk(index, {"tool_calls": [rest]})
-
-    def end(self, answer: LiveAnswer) -> bytes:
-        """Return the usage if it was asked for, the warnings, and the end of the stream."""
-        more: dict[str, Any] = {}
-        if self._includes_usage:
-            more = {"usage": openai_usage(answer.usage), "timings": answer.usage.timings}
-        remarks = answer.remarks
-        if answer.warnings or (remarks and self._includes_usage):
-            more["herd"] = remarks
-        last = sse_data(self._head | {"choices": []} | more) if more else b""
-        return last + DONE
-
-    def error(self, error: ApiError) -> bytes:
-        """Return an error as OpenAI's clients read it from a stream."""
-        return sse_data(openai_error(error))
+        return self._delta(index, {"tool_calls": [opening]}) + self._delta(index, {"tool_calls": [rest]})
 
     def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
         """Return a chat completion."""
-        body = self._frame(answer, "chat.completion")
-        body["choices"] = [self._choice(choice, answer) for choice in choices]
-        body |= {"usage": openai_usage(answer.usage), "timings": answer.usage.timings}
-        return body | ({"herd": answer.remarks} if answer.remarks else {})
+        return self._whole([self._choice(choice, answer) for choice in choices], answer)
 
     def _choice(self, choice: Choice, answer: LiveAnswer) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": choice.text}
@@ -207,33 +175,19 @@ class ChatWriter(AnswerWriter):
         }
 
     def _frame(self, answer: LiveAnswer, kind: str) -> dict[str, Any]:
-        return {
-            "id": f"chatcmpl-{answer.id}",
-            "object": kind,
-            "created": self._created,
-            "model": self._model,
-            "system_fingerprint": answer.served.fingerprint,
-            "service_tier": "default",
-        }
+        return super()._frame(answer, kind) | {"service_tier": "default"}
 
-    def _chunk(
+    def _delta(
         self,
         index: int,
         delta: dict[str, Any],
         *,
         logprobs: Any = None,
-        finish_reason: str | None = None,
+        reason: str | None = None,
         **more: str,
     ) -> bytes:
-        choice = {
-            "index": index,
-            "delta": delta,
-            "logprobs": logprobs,
-            "finish_reason": finish_reason,
-            **more,
-        }
-        usage = f',"usage":{json_text(usage_so_far(self._answer, index))}' if self._tells_usage else ""
-        return f"data: {self._prefix}{json_text([choice])}{usage}}}\n\n".encode()
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+        return self._chunk(choice | more)
 
 
 def chat_logprobs(scores: Sequence[ScoredToken]) -> dict[str, Any]:

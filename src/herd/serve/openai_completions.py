@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import codecs
-import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 from starlette.responses import Response
 
 from .answer import LiveAnswer
-from .auth import Principal, require
+from .auth import ForCompletions
 from .calls import TextCall
-from .errors import ApiError
+from .chunks import ChunkWriter
 from .events import AnswerEnd, AnswerEvent, AnswerText, Choice, ScoredToken, stop_fields
+from .exchange import Exchange, open_exchange
 from .forms import read_forms
-from .models import use_model
-from .problems import BadRequest, openai_error
-from .respond import AnswerWriter, openai_usage, respond, sse_data, usage_so_far
-from .wire import SamplingFields, documented, read_request
+from .problems import BadRequest
+from .respond import respond
+from .wire import CompletionFields, documented
 
 router = APIRouter()
 MAX_PROMPTS = 256
@@ -29,7 +28,7 @@ DEFAULT_MAX_TOKENS = 16
 """OpenAI's own default."""
 
 
-class CompletionRequest(SamplingFields):
+class CompletionRequest(CompletionFields):
     """The honoured fields of a request (`fields.yaml` has the others)."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
@@ -39,25 +38,22 @@ class CompletionRequest(SamplingFields):
 
 @router.post("/v1/completions", **documented(CompletionRequest))
 @router.post("/completions", include_in_schema=False)
-async def completions(
-    request: Request, principal: Annotated[Principal, Depends(require("completions"))]
-) -> Response:
+async def completions(request: Request, principal: ForCompletions) -> Response:
     """Continue one or more prompts."""
-    asked, warnings = await read_request(request, "completions", CompletionRequest)
-    served = await use_model(request, principal, asked.model)
-    calls = await run_in_threadpool(_text_calls, asked, warnings, served.is_upstream)
+    exchange = await open_exchange(request, principal, "completions", CompletionRequest)
+    asked, served = exchange.asked, exchange.served
+    calls = await run_in_threadpool(_text_calls, exchange)
     if len(calls) * (asked.n or 1) > MAX_PROMPTS:
         raise BadRequest(
             f"{len(calls)} prompts with n={asked.n or 1}: the limit is {MAX_PROMPTS} answers", "prompt"
         )
     prompts = [await served.prepare_text(call) for call in calls]
     writer = CompletionWriter(served.name, asked)
-    return await respond(
-        request, principal, served, prompts, writer, stream=bool(asked.stream), warnings=warnings
-    )
+    return await respond(exchange, prompts, writer, stream=bool(asked.stream))
 
 
-def _text_calls(asked: CompletionRequest, warnings: list[str], is_upstream: bool) -> list[TextCall]:
+def _text_calls(exchange: Exchange[CompletionRequest]) -> list[TextCall]:
+    asked = exchange.asked
     given: Any = asked.prompt
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         given = [given]
@@ -69,87 +65,52 @@ def _text_calls(asked: CompletionRequest, warnings: list[str], is_upstream: bool
         "max_tokens": asked.max_tokens or DEFAULT_MAX_TOKENS,
         "logprobs": asked.logprobs,
     }
-    if is_upstream:
+    if exchange.served.is_upstream:
         more: dict[str, Any] = {"cache_salt": asked.cache_salt or "", "passed": asked.passed}
         schema, echo = asked.json_schema, bool(asked.echo)
         return [TextCall(each, sampling, asked.n or 1, schema, echo=echo, **more) for each in given]
-    schema, grammar = read_forms(asked.forms, warnings)
+    schema, grammar = read_forms(asked.forms, exchange.warnings)
     return [
         TextCall(each, sampling, asked.n or 1, schema, grammar, bool(asked.echo), asked.cache_salt or "")
         for each in given
     ]
 
 
-class CompletionWriter(AnswerWriter):
-    """Writes an answer as a text completion, or as its chunks."""
+class CompletionWriter(ChunkWriter):
+    """Writes an answer as a text completion, or as its chunks. The first chunk has text."""
+
+    prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
     def __init__(self, model: str, asked: CompletionRequest) -> None:
-        self._model, self._asked = model, asked
+        super().__init__(model, asked.stream_options)
         self._columns: dict[int, _LogprobColumns] | None = None if asked.logprobs is None else {}
-        self._created = int(time.time())
-
-    def begin(self, answer: LiveAnswer) -> bytes:
-        """Return nothing: the first chunk has text."""
-        self._head, self._answer = self._frame(answer), answer
-        return b""
 
     def event(self, event: AnswerEvent) -> bytes:
         """Return the chunk of an event."""
         if isinstance(event, AnswerText):
-            return self._chunk(event.index, event.text, self._logprobs(event.index, event.logprobs))
+            logprobs = self._logprobs(event.index, event.logprobs)
+            return self._chunk(_choice(event.index, event.text, logprobs))
         if isinstance(event, AnswerEnd):
-            return self._chunk(event.index, "", None, event.reason, **stop_fields(event))
-        return self._chunk(event.index, "", None, None)
-
-    def end(self, answer: LiveAnswer) -> bytes:
-        """Return the usage if it was asked for, the warnings, and the end of the stream."""
-        more: dict[str, Any] = {}
-        if self._asked.includes_usage:
-            more = {"usage": openai_usage(answer.usage), "timings": answer.usage.timings}
-        if answer.warnings:
-            more["herd"] = {"warnings": answer.warnings}
-        last = sse_data(self._head | {"choices": []} | more) if more else b""
-        return last + b"data: [DONE]\n\n"
-
-    def error(self, error: ApiError) -> bytes:
-        """Return an error as OpenAI's clients read it from a stream."""
-        return sse_data(openai_error(error))
+            return self._chunk(_choice(event.index, "", None, event.reason) | stop_fields(event))
+        return b""
 
     def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> dict[str, Any]:
         """Return a text completion."""
-        out = [
-            {
-                "index": choice.index,
-                "text": choice.text,
-                "logprobs": self._logprobs(choice.index, choice.logprobs),
-                "finish_reason": choice.reason,
-                **stop_fields(choice),
-            }
-            for choice in choices
-        ]
-        body = self._frame(answer) | {"choices": out, "usage": openai_usage(answer.usage)}
-        body["timings"] = answer.usage.timings
-        return body | ({"herd": {"warnings": answer.warnings}} if answer.warnings else {})
-
-    def _frame(self, answer: LiveAnswer) -> dict[str, Any]:
-        return {
-            "id": f"cmpl-{answer.id}",
-            "object": "text_completion",
-            "created": self._created,
-            "model": self._model,
-            "system_fingerprint": answer.served.fingerprint,
-        }
-
-    def _chunk(self, index: int, text: str, logprobs: Any, reason: str | None = None, **more: str) -> bytes:
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason, **more}
-        usage = {"usage": usage_so_far(self._answer, index)} if self._asked.tells_usage else {}
-        return sse_data(self._head | {"choices": [choice]} | usage)
+        out = []
+        for each in choices:
+            logprobs = self._logprobs(each.index, each.logprobs)
+            out.append(_choice(each.index, each.text, logprobs, each.reason) | stop_fields(each))
+        return self._whole(out, answer)
 
     def _logprobs(self, index: int, scores: Sequence[ScoredToken]) -> dict[str, list[Any]] | None:
         """Return the log-probabilities of the next tokens of a choice, if they were requested."""
         if self._columns is None:
             return None
         return self._columns.setdefault(index, _LogprobColumns()).add(scores)
+
+
+def _choice(index: int, text: str, logprobs: Any, reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
 class _LogprobColumns:

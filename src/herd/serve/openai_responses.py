@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ConfigDict, Field
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from .answer import LiveAnswer
-from .auth import Principal, require
+from .auth import ForResponses, ForTokenize
 from .calls import ChatCall
 from .dialog import read_messages, server_step, text_of
 from .errors import ApiError
@@ -33,22 +33,13 @@ from .events import (
     ServerCall,
     ServerResult,
 )
+from .exchange import Exchange, open_exchange
 from .forms import response_schema
-from .models import use_model
 from .openai_chat import chat_logprobs
 from .problems import BadRequest
-from .respond import AnswerWriter, json_text, respond, warning_header
-from .tools import (
-    BUILTIN,
-    NAMESPACE_SEPARATOR,
-    PYTHON,
-    ToolOffer,
-    called_name,
-    offered_tools,
-    read_tool_choice,
-    read_tools,
-)
-from .wire import RequestModel, documented, read_request
+from .respond import AnswerWriter, json_text, respond
+from .tools import BUILTIN, NAMESPACE_SEPARATOR, PYTHON, called_name, read_tool_choice, read_tools
+from .wire import RequestModel, documented
 
 router = APIRouter()
 LOGPROBS = "message.output_text.logprobs"
@@ -69,7 +60,6 @@ class InputRequest(RequestModel):
 
     model_config = ConfigDict(extra="allow")
 
-    model: str | None = None
     input: str | list[dict[str, Any]]
     instructions: str | None = None
     tools: list[dict[str, Any]] | None = None
@@ -94,12 +84,10 @@ class ResponsesRequest(InputRequest):
 
 @router.post("/v1/responses", **documented(ResponsesRequest))
 @router.post("/responses", include_in_schema=False)
-async def responses(
-    request: Request, principal: Annotated[Principal, Depends(require("responses"))]
-) -> Response:
+async def responses(request: Request, principal: ForResponses) -> Response:
     """Answer a dialog."""
-    asked, warnings = await read_request(request, "responses", ResponsesRequest)
-    served = await use_model(request, principal, asked.model)
+    exchange = await open_exchange(request, principal, "responses", ResponsesRequest)
+    asked, served = exchange.asked, exchange.served
     has_logprobs = asked.top_logprobs is not None or LOGPROBS in (asked.include or ())
     sampling = {
         "max_tokens": asked.max_output_tokens,
@@ -107,31 +95,25 @@ async def responses(
         "top_p": asked.top_p,
         "logprobs": (asked.top_logprobs or 0) if has_logprobs else None,
     }
-    offer = offered_tools(request, principal)
-    call = await run_in_threadpool(_chat_call, asked, sampling, warnings, offer)
+    call = await run_in_threadpool(_chat_call, exchange, sampling)
     prompt = await served.prepare_chat(call)
     writer = ResponseWriter(served.name, asked)
-    return await respond(
-        request, principal, served, [prompt], writer, stream=bool(asked.stream), warnings=warnings, call=call
-    )
+    return await respond(exchange, [prompt], writer, stream=bool(asked.stream), call=call)
 
 
 @router.post("/v1/responses/input_tokens", **documented(InputRequest))
-async def input_tokens(
-    request: Request, principal: Annotated[Principal, Depends(require("tokenize"))]
-) -> Response:
+async def input_tokens(request: Request, principal: ForTokenize) -> Response:
     """Return the number of tokens of a dialog's prompt."""
-    asked, warnings = await read_request(request, "input_tokens", InputRequest)
-    served = await use_model(request, principal, asked.model)
-    call = await run_in_threadpool(_chat_call, asked, {}, warnings, offered_tools(request, principal))
-    body = {"object": "response.input_tokens", "input_tokens": len(await served.encode_chat(call))}
-    return JSONResponse(body, headers=warning_header(warnings))
+    exchange = await open_exchange(request, principal, "input_tokens", InputRequest)
+    call = await run_in_threadpool(_chat_call, exchange, {})
+    count = len(await exchange.served.encode_chat(call))
+    return exchange.json({"object": "response.input_tokens", "input_tokens": count})
 
 
-def _chat_call(
-    asked: InputRequest, sampling: Mapping[str, Any], warnings: list[str], offer: ToolOffer
-) -> ChatCall:
-    tools = read_tools(asked.tools, warnings, offer)
+def _chat_call(exchange: Exchange[Any], sampling: Mapping[str, Any]) -> ChatCall:
+    asked: InputRequest = exchange.asked
+    warnings = exchange.warnings
+    tools = read_tools(asked.tools, warnings, exchange.offer)
     choice = read_tool_choice(asked.tool_choice, tools, warnings)
     text = asked.text or {}
     if (verbosity := text.get("verbosity")) not in (None, "medium"):
@@ -204,9 +186,8 @@ class ResponseWriter(AnswerWriter):
     def begin(self, answer: LiveAnswer) -> bytes:
         self._id = answer.id
         response = self._response(answer, "in_progress")
-        return self._event("response.created", response=response) + self._event(
-            "response.in_progress", response=response
-        )
+        created = self._event("response.created", response=response)
+        return created + self._event("response.in_progress", response=response)
 
     def event(self, event: AnswerEvent) -> bytes:
         if isinstance(event, AnswerEnd):
@@ -248,7 +229,7 @@ class ResponseWriter(AnswerWriter):
             self.event(part)
         self._close()
         if not self._output:
-            self._add(AnswerText, "")["status"] = self._status
+            self._add(AnswerText)["status"] = self._status
         return self._response(answer, self._status)
 
     @property
@@ -257,21 +238,22 @@ class ResponseWriter(AnswerWriter):
 
     def _open(self, kind: type[AnswerText | AnswerThought]) -> bytes:
         self._filling = kind
-        item = self._add(kind, "")
+        item = self._add(kind)
         announced = item | {"content": [], "status": "in_progress"}
         added = self._event("response.output_item.added", output_index=self._at, item=announced)
         part = item["content"][0]
         return added + self._event("response.content_part.added", **self._ids, content_index=0, part=part)
 
-    def _add(self, kind: type[AnswerText | AnswerThought], text: str) -> Item:
-        """Append a message or a reasoning item with one part, and return it."""
+    def _add(self, kind: type[AnswerText | AnswerThought]) -> Item:
+        """Append a message or a reasoning item with one empty part, and return it."""
+        item: Item
+        part: Item
         if kind is AnswerThought:
-            part: Item = {"type": "reasoning_text", "text": text}
-            item: Item = {"type": "reasoning", "summary": []}
+            prefix, item = "rs", {"type": "reasoning", "summary": []}
+            part = {"type": "reasoning_text", "text": ""}
         else:
-            part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-            item = {"type": "message", "role": "assistant"}
-        prefix = "rs" if kind is AnswerThought else "msg"
+            prefix, item = "msg", {"type": "message", "role": "assistant"}
+            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
         item |= {"id": f"{prefix}_{self._id}_{len(self._output)}", "status": "completed", "content": [part]}
         self._output.append(item)
         return item
@@ -376,7 +358,7 @@ class ResponseWriter(AnswerWriter):
             "user": asked.user,
             "usage": _usage(answer.usage) if ended else None,
         }
-        return response | ({"herd": {"warnings": answer.warnings}} if ended and answer.warnings else {})
+        return response | (answer.warned if ended else {})
 
 
 def _echoed(tool: Mapping[str, Any]) -> dict[str, Any]:

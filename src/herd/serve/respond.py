@@ -11,8 +11,7 @@ import asyncio
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,33 +21,27 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from .answer import LiveAnswer
-from .auth import Principal
 from .calls import ChatCall
 from .errors import ApiError
 from .events import AnswerEvent, AnswerUsage, Choice
+from .exchange import Exchange
 from .ledger import Reservation
-from .problems import BadRequest, api_error
+from .problems import BadRequest, api_error, openai_error
 from .settings import ServeSettings
-from .source import CheckedPrompt, Servable
+from .source import CheckedPrompt
 from .statements import STEP_MARK
 from .steps import ToolAgent, begin_step
 
 LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 """Characters at which Python's splitlines ends a line, and which JSON need not escape."""
-MAX_HEADER = 4000
-"""Characters of the header with warnings. Proxies refuse headers that are much longer."""
 
 
-class BodyWriter(ABC):
-    """How one API writes answers that are never streamed. One writer is made for each request."""
-
-    @abstractmethod
-    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> Any:
-        """Return the body of a response that is not streamed, as JSON has it."""
+WriteBody = Callable[[Sequence[Choice], LiveAnswer], Any]
+"""A function that returns the body of a response that is not streamed, as JSON has it."""
 
 
-class AnswerWriter(BodyWriter):
-    """How one API writes answers, also streamed ones.
+class AnswerWriter(ABC):
+    """How one API writes answers, whole or as a stream. One writer is made for each request.
 
     ``ping`` keeps a silent stream alive. Empty: the format of the stream has nothing that clients would
     ignore.
@@ -57,9 +50,12 @@ class AnswerWriter(BodyWriter):
     media_type = "text/event-stream; charset=utf-8"
     ping = b": ping\n\n"
 
-    @abstractmethod
+    _answer: LiveAnswer
+
     def begin(self, answer: LiveAnswer) -> bytes:
-        """Return the first events of a stream, which are sent before anything is generated."""
+        """Return the first events of a stream, which are sent before anything is generated. Default: none."""
+        self._answer = answer
+        return b""
 
     @abstractmethod
     def event(self, event: AnswerEvent) -> bytes:
@@ -70,28 +66,28 @@ class AnswerWriter(BodyWriter):
         """Return the last events of a stream."""
 
     @abstractmethod
+    def body(self, choices: Sequence[Choice], answer: LiveAnswer) -> Any:
+        """Return the body of a response that is not streamed, as JSON has it."""
+
     def error(self, error: ApiError) -> bytes:
-        """Return the event that tells of an error in a stream."""
+        """Return the event that tells of an error in a stream. Default: as OpenAI's clients read it."""
+        return sse_data(openai_error(error))
 
 
 async def respond(
-    request: Request,
-    principal: Principal,
-    served: Servable[Any],
+    exchange: Exchange[Any],
     prompts: Sequence[CheckedPrompt],
-    writer: BodyWriter,
+    writer: AnswerWriter | WriteBody,
     *,
-    stream: bool,
-    warnings: list[str],
+    stream: bool = False,
     call: ChatCall | None = None,
 ) -> Response:
     """Reserve the worst case, begin to answer, and return the response. Raises `ApiError` before it begins.
 
     With the ``call`` of which the prompt was made, the tools of this server that are among its tools are run.
     """
-    state = request.app.state
-    settings: ServeSettings = state.settings
-    endpoint = request.scope["route"].path
+    request, principal, served = exchange.request, exchange.principal, exchange.served
+    state, endpoint = request.app.state, request.scope["route"].path
     billing_id = _billing_id(request)
 
     def reserve(prompts: Sequence[CheckedPrompt], step: int) -> Reservation:
@@ -109,7 +105,7 @@ async def respond(
     if call is not None and any(tool.group for tool in call.tools):
         if call.n > 1:
             raise BadRequest("n: with tools of this server there is one answer", "n")
-        agent = ToolAgent(state.tools, served, call, principal, reserve, settings)
+        agent = ToolAgent(state.tools, served, call, principal, reserve, exchange.settings)
 
     def finished(status: str, usage: AnswerUsage) -> None:
         stop_watching()
@@ -118,12 +114,12 @@ async def respond(
 
     step = await begin_step(served, prompts, principal, reserve)
     has_ended = partial(state.authenticator.has_ended, principal)
-    answer = LiveAnswer(served, prompts, step, warnings, has_ended, finished, agent)
+    answer = LiveAnswer(served, prompts, step, exchange.warnings, has_ended, finished, agent)
     stop_watching = state.authenticator.watch(principal, answer.cancel)
-    headers = warning_header(warnings)
     if stream and isinstance(writer, AnswerWriter):
-        return EventStream(answer, writer, settings, headers)
-    return await _respond_at_once(request, answer, writer, headers)
+        return EventStream(answer, writer, exchange.settings, exchange.headers)
+    write = writer.body if isinstance(writer, AnswerWriter) else writer
+    return await _respond_at_once(request, answer, write, exchange.headers)
 
 
 def _billing_id(request: Request) -> str:
@@ -136,16 +132,8 @@ def _billing_id(request: Request) -> str:
     return key
 
 
-def warning_header(warnings: Sequence[str]) -> dict[str, str]:
-    """Return the header with the warnings, in ASCII and without control characters."""
-    if not warnings:
-        return {}
-    text = "; ".join(warnings).encode("ascii", "replace").decode()
-    return {"x-herd-warnings": "".join(c if c.isprintable() else " " for c in text)[:MAX_HEADER]}
-
-
 async def _respond_at_once(
-    request: Request, answer: LiveAnswer, writer: BodyWriter, headers: dict[str, str]
+    request: Request, answer: LiveAnswer, write: WriteBody, headers: dict[str, str]
 ) -> Response:
     collecting = asyncio.ensure_future(collect(answer))
     leaving = asyncio.ensure_future(_disconnected(request.receive))
@@ -155,7 +143,7 @@ async def _respond_at_once(
             raise BadRequest("the client closed the connection", status=499)
         choices = collecting.result()
         answer.deliver()
-        return JSONResponse(writer.body(choices, answer), headers=headers)
+        return JSONResponse(write(choices, answer), headers=headers)
     finally:
         for task in (collecting, leaving):
             task.cancel()
@@ -248,22 +236,6 @@ async def _disconnected(receive: Receive) -> None:
     """Return when the client has closed the connection."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def openai_usage(usage: AnswerUsage) -> dict[str, Any]:
-    """Return the usage as OpenAI's API has it. The prompt's tokens include the cached ones."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-    }
-
-
-def usage_so_far(answer: LiveAnswer, index: int) -> dict[str, Any]:
-    """Return the usage in a chunk of a choice: as in vLLM, with the tokens of that choice so far."""
-    usage = answer.usage
-    return openai_usage(replace(usage, completion_tokens=answer.tokens.get(index, 0)))
 
 
 def json_text(value: Any) -> str:

@@ -10,15 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
-
-from fastapi import Request
+from typing import Any, Literal
 
 from ..text.messages import TOOL_NAME
 from .problems import BadRequest
-
-if TYPE_CHECKING:
-    from .auth import Principal
 
 NAMESPACE_SEPARATOR = "__"
 MAX_SCHEMA_DEPTH = 64
@@ -110,12 +105,6 @@ class ToolOffer:
     granted: GrantedTools = GrantedTools()
 
 
-def offered_tools(request: Request, principal: Principal) -> ToolOffer:
-    """Return the tools that run on this server for a key, and the limit on tools."""
-    state = request.app.state
-    return ToolOffer(state.settings.max_tools, state.tools.granted_to(principal))
-
-
 def read_tools(
     tools: Sequence[Mapping[str, Any]] | None, warnings: list[str], offer: ToolOffer
 ) -> tuple[OfferedTool, ...]:
@@ -128,36 +117,34 @@ def read_tools(
     for number, tool in enumerate(tools or ()):
         where, kind = f"tools[{number}]", tool.get("type", "function")
         if kind == "function":
-            out.append(read_function(tool.get("function", tool), where))
+            out.append(_read_function(tool.get("function", tool), where))
         elif kind == "namespace" and isinstance(tool.get("tools"), list):
             for inner_number, inner in enumerate(tool["tools"]):
                 if not isinstance(inner, Mapping) or inner.get("type", "function") != "function":
                     warnings.append(f"{where}.tools[{inner_number}]=only functions can be called, left out")
                     continue
-                function = read_function(inner.get("function", inner), f"{where}.tools[{inner_number}]")
+                function = _read_function(inner.get("function", inner), f"{where}.tools[{inner_number}]")
                 space = str(tool.get("name", ""))
-                name = f"{space}{NAMESPACE_SEPARATOR}{function.name}"
-                out.append(
-                    replace(
-                        function, name=_checked_name(name, where), namespace=space, name_inside=function.name
-                    )
-                )
+                name = _checked_name(f"{space}{NAMESPACE_SEPARATOR}{function.name}", where)
+                out.append(replace(function, name=name, namespace=space, name_inside=function.name))
         elif selected := offer.granted.select(tool):
             out += selected
         else:
-            warnings.append(left_out(where, tool))
-    check_tools(out, offer.limit)
+            why = f"a tool of type {str(kind)[:40]!r} cannot be run here"
+            if kind == "herd":
+                why = f"there is no tool {str(tool.get('name'))[:64]!r} here that this key may use"
+            warnings.append(f"{where}={why}, left out")
+    if len(out) > offer.limit:
+        raise BadRequest(f"tools has {len(out)} functions, the limit is {offer.limit}", param="tools")
+    seen: set[str] = set()
+    for each in out:
+        if each.name in seen:
+            raise BadRequest(f"tools: {each.name!r} is there twice", param="tools")
+        seen.add(each.name)
     return tuple(out)
 
 
-def left_out(where: str, tool: Mapping[str, Any]) -> str:
-    """Return the warning about a tool that is left out."""
-    if tool.get("type") == "herd":
-        return f"{where}=there is no tool {str(tool.get('name'))[:64]!r} here that this key may use, left out"
-    return f"{where}=a tool of type {str(tool.get('type'))[:40]!r} cannot be run here, left out"
-
-
-def read_function(function: Any, where: str) -> OfferedTool:
+def _read_function(function: Any, where: str) -> OfferedTool:
     """Return a function from its description in OpenAI's form. Raises `BadRequest` if it is malformed."""
     if not isinstance(function, Mapping):
         raise BadRequest(f"{where}.function must be an object", param=f"{where}.function")
@@ -172,17 +159,6 @@ def read_function(function: Any, where: str) -> OfferedTool:
     return OfferedTool(name, description, parameters, function.get("strict") is True)
 
 
-def check_tools(tools: Sequence[OfferedTool], limit: int) -> None:
-    """Raise `BadRequest` if two tools have the same name, or if there are more than ``limit``."""
-    if len(tools) > limit:
-        raise BadRequest(f"tools has {len(tools)} functions, the limit is {limit}", param="tools")
-    seen: set[str] = set()
-    for tool in tools:
-        if tool.name in seen:
-            raise BadRequest(f"tools: {tool.name!r} is there twice", param="tools")
-        seen.add(tool.name)
-
-
 def read_tool_choice(choice: Any, tools: Sequence[OfferedTool], warnings: list[str]) -> ToolChoice:
     """Return the tool choice of OpenAI's chat completions or Responses. Raises `BadRequest` if unknown."""
     if choice is None or choice == "auto":
@@ -190,14 +166,14 @@ def read_tool_choice(choice: Any, tools: Sequence[OfferedTool], warnings: list[s
     if choice == "none":
         return ToolChoice("none")
     if choice == "required":
-        return choose_among(ToolChoice("required"), tools)
+        return _choose_among(ToolChoice("required"), tools)
     kind = choice.get("type") if isinstance(choice, Mapping) else None
     if kind == "function":
         function = choice.get("function", choice)
         name = function.get("name") if isinstance(function, Mapping) else None
         space = choice.get("namespace")
         wanted = f"{space}{NAMESPACE_SEPARATOR}{name}" if space else str(name)
-        return choose_among(ToolChoice("required", (wanted,)), tools)
+        return _choose_among(ToolChoice("required", (wanted,)), tools)
     if kind == "allowed_tools":
         inner = choice.get("allowed_tools", choice)
         listed = inner.get("tools") if isinstance(inner, Mapping) else None
@@ -207,7 +183,7 @@ def read_tool_choice(choice: Any, tools: Sequence[OfferedTool], warnings: list[s
             if isinstance(each, Mapping) and isinstance(each.get("function") or each, Mapping)
         ]
         mode: Literal["auto", "required"] = "required" if inner.get("mode") == "required" else "auto"
-        return choose_among(ToolChoice(mode, tuple(str(name) for name in names)), tools)
+        return _choose_among(ToolChoice(mode, tuple(str(name) for name in names)), tools)
     if isinstance(kind, str) and kind not in ("auto", "none", "required"):
         warnings.append(f"tool_choice=a tool of type {kind[:40]!r} cannot be run here, the model may choose")
         return ToolChoice()
@@ -218,7 +194,7 @@ def read_tool_choice(choice: Any, tools: Sequence[OfferedTool], warnings: list[s
     )
 
 
-def choose_among(choice: ToolChoice, tools: Sequence[OfferedTool]) -> ToolChoice:
+def _choose_among(choice: ToolChoice, tools: Sequence[OfferedTool]) -> ToolChoice:
     """Return ``choice``. Raises `BadRequest` if its tools are not there."""
     offered = {tool.name for tool in tools}
     if choice.mode == "required" and not offered:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..engine.constraint import MAX_TEXT
 from .body import read_json
@@ -21,16 +21,43 @@ FORMS = (
 """Fields with the form of an answer: OpenAI's, llama.cpp's and vLLM's. Another server reads more of them."""
 
 
+def check_stop_strings(stop: Any) -> Any:
+    """Return ``stop``. Raises ValueError, for pydantic, if a string is empty or too long."""
+    texts = [stop] if isinstance(stop, str) else stop or ()
+    if any(not 0 < len(text) <= MAX_STOP_CHARACTERS for text in texts):
+        raise ValueError(f"stop strings must have 1 to {MAX_STOP_CHARACTERS} characters")
+    return stop
+
+
+StopStrings = Annotated[list[str] | None, AfterValidator(check_stop_strings)]
+
+
 class RequestModel(BaseModel):
     """A request body: the honoured fields of an API. Numbers must be numbers, not text."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
+    model: str | None = None
+
+    @property
+    def model_name(self) -> str | None:
+        """The name of the model that is to answer, or None for the first one."""
+        return self.model
+
+    def check_limits(self, settings: ServeSettings) -> None:
+        """Raise `BadRequest` for more choices or stop strings than the server allows."""
+        if (n := getattr(self, "n", None) or 1) > settings.max_choices:
+            raise BadRequest(f"n={n} is more than this server's limit of {settings.max_choices}", "n")
+        for name in ("stop", "stop_sequences"):
+            stop = getattr(self, name, None)
+            if isinstance(stop, list) and len(stop) > settings.max_stop:
+                raise BadRequest(f"{name} has {len(stop)} strings, the limit is {settings.max_stop}", name)
+
 
 RequestT = TypeVar("RequestT", bound=RequestModel)
 
 
-class StreamOptions(RequestModel):
+class StreamOptions(BaseModel, strict=True):
     """Options of a stream: a last chunk, or every chunk (``continuous_usage_stats``), has the usage."""
 
     include_usage: bool | None = None
@@ -38,67 +65,65 @@ class StreamOptions(RequestModel):
 
 
 class SamplingFields(RequestModel):
-    """The fields that OpenAI's chat completions and completions share. By default the checkpoint decides.
+    """The fields that the completions of OpenAI and llama.cpp share. By default the checkpoint decides."""
+
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = None
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    ignore_eos: bool | None = None
+    stream: bool | None = None
+    json_schema: dict[str, Any] | None = None
+    grammar: str | None = Field(None, max_length=MAX_TEXT)
+    cache_salt: str | None = Field(None, max_length=256)
+
+    def sampling(self) -> dict[str, Any]:
+        """Return the settings of these fields by the names of `engine.Sampling`."""
+        names = (
+            "temperature",
+            "top_p",
+            "min_p",
+            "seed",
+            "presence_penalty",
+            "frequency_penalty",
+            "ignore_eos",
+        )
+        top_k = 0 if self.top_k == -1 else self.top_k
+        return {name: getattr(self, name) for name in names} | {"top_k": top_k}
+
+
+class CompletionFields(SamplingFields):
+    """The fields that OpenAI's chat completions and completions have in common.
 
     For a model of another server, ``model_extra`` has the fields that go there as they are.
     """
 
     model_config = ConfigDict(extra="allow")
 
-    model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Annotated[str | list[str] | None, AfterValidator(check_stop_strings)] = None
     n: int | None = Field(None, ge=1)
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, gt=0)
     logit_bias: dict[str, float] | None = None
-    ignore_eos: bool | None = None
     response_format: dict[str, Any] | None = None
-    json_schema: dict[str, Any] | None = None
-    grammar: str | None = Field(None, max_length=MAX_TEXT)
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = Field(None, max_length=MAX_TEXT)
     guided_choice: list[str] | None = None
     guided_grammar: str | None = Field(None, max_length=MAX_TEXT)
     structured_outputs: dict[str, Any] | None = None
     user: str | None = None
-    cache_salt: str | None = Field(None, max_length=256)
-
-    @field_validator("stop")
-    @classmethod
-    def _check_stop(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        check_stop_strings([stop] if isinstance(stop, str) else stop)
-        return stop
-
-    @property
-    def includes_usage(self) -> bool:
-        """Whether a stream ends with the usage."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    @property
-    def tells_usage(self) -> bool:
-        """Whether every chunk of a stream has the usage so far."""
-        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
     def sampling(self) -> dict[str, Any]:
         """Return the settings by the names of `engine.Sampling`, without max_tokens and logprobs."""
-        names = [
-            "temperature", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty",
-            "repetition_penalty", "ignore_eos",
-        ]  # fmt: skip
-        out: dict[str, Any] = {name: getattr(self, name) for name in names}
-        out["top_k"] = 0 if self.top_k == -1 else self.top_k
-        out["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        out["logit_bias"] = _biases(self.logit_bias)
-        return out
+        return super().sampling() | {
+            "repetition_penalty": self.repetition_penalty,
+            "stop": (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            "logit_bias": _biases(self.logit_bias),
+        }
 
     @property
     def forms(self) -> dict[str, Any]:
@@ -114,20 +139,6 @@ class SamplingFields(RequestModel):
         forms = {name: form for name, form in self.forms.items() if name != "json_schema"}
         return {**(self.model_extra or {}), **forms}
 
-    def check_limits(self, settings: ServeSettings) -> None:
-        """Raise `BadRequest` for more choices or stop strings than the server allows."""
-        if (self.n or 1) > settings.max_choices:
-            raise BadRequest(f"n={self.n} is more than this server's limit of {settings.max_choices}", "n")
-        if isinstance(self.stop, list) and len(self.stop) > settings.max_stop:
-            raise BadRequest(f"stop has {len(self.stop)} strings, the limit is {settings.max_stop}", "stop")
-
-
-def check_stop_strings(stop: list[str] | None) -> list[str] | None:
-    """Return ``stop``. Raises ValueError, for pydantic, if a string is empty or too long."""
-    if any(not 0 < len(text) <= MAX_STOP_CHARACTERS for text in stop or ()):
-        raise ValueError(f"stop strings must have 1 to {MAX_STOP_CHARACTERS} characters")
-    return stop
-
 
 async def read_request(request: Request, api: str, model: type[RequestT]) -> tuple[RequestT, list[str]]:
     """Return the honoured fields of a request and warnings about others. Raises `ApiError`."""
@@ -139,8 +150,7 @@ async def read_request(request: Request, api: str, model: type[RequestT]) -> tup
         parsed = model.model_validate(honoured)
     except ValueError as error:
         raise api_error(error) from None
-    if isinstance(parsed, SamplingFields):
-        parsed.check_limits(settings)
+    parsed.check_limits(settings)
     return parsed, warnings
 
 
