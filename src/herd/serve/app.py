@@ -207,11 +207,8 @@ def host_is_allowed(host: str, settings: ServeSettings) -> bool:
     if "*" in settings.allowed_hosts:
         return True
     name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
-    if name.lower() in (
-        "localhost",
-        settings.host.lower(),
-        *(each.lower() for each in settings.allowed_hosts),
-    ):
+    known = ("localhost", settings.host, *settings.allowed_hosts)
+    if name.lower() in (each.lower() for each in known):
         return True
     try:
         ipaddress.ip_address(name)
@@ -221,17 +218,13 @@ def host_is_allowed(host: str, settings: ServeSettings) -> bool:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return _response(request, _as_api_error(error))
-
-
-def _as_api_error(error: Exception) -> ApiError:
     if isinstance(error, HTTPException):
-        if error.status_code == 404:
-            return NotFound("there is nothing at this address")
-        return BadRequest(str(error.detail), status=error.status_code)
-    if isinstance(error, RequestValidationError):
-        return BadRequest("the address of the request is malformed")
-    return api_error(error)
+        is_unknown = error.status_code == 404
+        text = "there is nothing at this address" if is_unknown else str(error.detail)
+        error = NotFound(text) if is_unknown else BadRequest(text, status=error.status_code)
+    elif isinstance(error, RequestValidationError):
+        error = BadRequest("the address of the request is malformed")
+    return _response(request, api_error(error))
 
 
 def _response(request: Request, error: ApiError) -> Response:

@@ -82,14 +82,6 @@ class EmbeddingSource(AnswerSource):
         seconds = (self._end or time.monotonic()) - self._start
         return AnswerUsage(self._prompt.n_tokens, 0, 0, self._queue_seconds, None, seconds)
 
-    @property
-    def prompt_tokens(self) -> int:
-        return 0
-
-    @property
-    def cached_tokens(self) -> int:
-        return 0
-
     def cancel(self) -> None:
         self._is_cancelled = True
         for generation in list(self._open):

@@ -72,10 +72,6 @@ class EngineSource(AnswerSource):
         )
 
     @property
-    def prompt_tokens(self) -> int:
-        return 0
-
-    @property
     def cached_tokens(self) -> int:
         return sum(group[0].shared_tokens for group in self._generations)
 

@@ -139,16 +139,7 @@ def create_key(
             )
         if any(budget.unit == "money" for budget in policy.budgets) and currency:
             choose_currency(connection, currency)
-        connection.execute(
-            keys.insert().values(
-                id=info.id,
-                name=info.name,
-                digest=info.digest,
-                policy=policy.model_dump(mode="json"),
-                created_ms=info.created_ms,
-                expires_ms=info.expires_ms,
-            )
-        )
+        connection.execute(keys.insert().values(vars(info) | {"policy": policy.model_dump(mode="json")}))
         _changed(connection, actor, "create key", info)
     return info, _token(id_, secret)
 

@@ -30,7 +30,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sql
 
@@ -144,18 +144,8 @@ class Reservation:
 class Unmetered:
     """The ledger of a server without keys: admits everything and stores nothing."""
 
-    def reserve(
-        self,
-        principal: Principal,
-        *,
-        model: str,
-        endpoint: str,
-        prompt_tokens: int,
-        max_completion_tokens: int,
-        request_id: str,
-        step: int = 1,
-    ) -> Reservation:
-        """Return a reservation at no price."""
+    def reserve(self, principal: Principal, *, prompt_tokens: int, **_: Any) -> Reservation:
+        """Return a reservation at no price. The other arguments are those of `Ledger.reserve`."""
         return Reservation(memoryview(bytearray(16)).cast("Q"), 0, 1, prompt_tokens, FREE, lambda *_: None)
 
     def close(self) -> None:

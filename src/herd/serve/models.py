@@ -99,10 +99,9 @@ class ModelPool:
         for slot in self.slots:
             if ANY_NAME in slot.aliases:
                 return slot
-        known = ", ".join(
-            sorted({each for slot in self.slots for each in (slot.name, *slot.aliases, *slot.adapters)})
-        )
-        raise NotFound(f"the model {str(name)[:80]!r} does not exist; this server has: {known}")
+        known = {each for slot in self.slots for each in (slot.name, *slot.aliases, *slot.adapters)}
+        has = ", ".join(sorted(known))
+        raise NotFound(f"the model {str(name)[:80]!r} does not exist; this server has: {has}")
 
     def is_upstream(self, name: object) -> bool:
         """Return whether a request that names its model so is for a model of another server."""

@@ -47,11 +47,6 @@ class PageFile:
     compressed: bytes
     media_type: str
 
-    @classmethod
-    def of(cls, content: bytes, suffix: str) -> PageFile:
-        """Return a file with this content."""
-        return cls(content, gzip.compress(content, 9, mtime=0), MEDIA_TYPES[suffix])
-
 
 @router.get("/", dependencies=[Depends(public)], include_in_schema=False)
 async def index(request: Request) -> Response:
@@ -76,19 +71,21 @@ def page_files() -> tuple[str, dict[str, PageFile]]:
     """Return the digest of all files of the page, and the files by path. They are read once."""
     paths = sorted(path for path in FOLDER.rglob("*") if path.suffix in MEDIA_TYPES)
     contents = {path.relative_to(FOLDER).as_posix(): path.read_bytes() for path in paths}
-    digest = hashlib.sha256(b"".join(name.encode() + each for name, each in contents.items())).hexdigest()[
-        :16
-    ]
-    scripts = [
-        name for name in contents if name.endswith(".js") and name not in ("main.js", "theme.js", *ON_DEMAND)
-    ]
+    whole = b"".join(name.encode() + each for name, each in contents.items())
+    digest = hashlib.sha256(whole).hexdigest()[:16]
+    later = ("main.js", "theme.js", *ON_DEMAND)
+    scripts = [name for name in contents if name.endswith(".js") and name not in later]
     preload = "\n".join(f'<link rel="modulepreload" href="{{page}}/{name}">' for name in scripts)
     for name in contents:
         if name.endswith(".js") and not name.startswith("vendor/"):
             contents[name] = lean_script(contents[name].decode()).encode()
     html = contents["index.html"].decode().replace("{preload}", preload).replace("{page}", f"/page/{digest}")
     contents["index.html"] = html.encode()
-    return digest, {name: PageFile.of(each, Path(name).suffix) for name, each in contents.items()}
+    files = {
+        name: PageFile(each, gzip.compress(each, 9, mtime=0), MEDIA_TYPES[Path(name).suffix])
+        for name, each in contents.items()
+    }
+    return digest, files
 
 
 def lean_script(text: str) -> str:
@@ -98,9 +95,7 @@ def lean_script(text: str) -> str:
 
 
 def _response(request: Request, file: PageFile, caching: str) -> Response:
-    headers = HEADERS | {"cache-control": caching}
+    headers, content = HEADERS | {"cache-control": caching}, file.content
     if "gzip" in request.headers.get("accept-encoding", ""):
-        return Response(
-            file.compressed, headers=headers | {"content-encoding": "gzip"}, media_type=file.media_type
-        )
-    return Response(file.content, headers=headers, media_type=file.media_type)
+        headers, content = headers | {"content-encoding": "gzip"}, file.compressed
+    return Response(content, headers=headers, media_type=file.media_type)

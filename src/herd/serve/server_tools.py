@@ -83,16 +83,10 @@ class ServerTools:
 
     def granted_to(self, principal: Principal) -> GrantedTools:
         """Return the tools that a key may use. Those of a server that has changed its tools are left out."""
-        return GrantedTools(
-            {
-                group: tools
-                for group, tools in self.groups.items()
-                if principal.may_use_tools(group) and not self._is_disabled(group)
-            }
-        )
-
-    def _is_disabled(self, group: str) -> bool:
-        return self._servers is not None and group not in BUILTIN and self._servers.is_disabled(group)
+        granted = [group for group in self.groups if principal.may_use_tools(group)]
+        if self._servers is not None:
+            granted = [each for each in granted if each in BUILTIN or not self._servers.is_disabled(each)]
+        return GrantedTools({group: self.groups[group] for group in granted})
 
     async def call(self, tool: OfferedTool, arguments: str) -> ToolOutcome:
         """Run a tool. ``arguments`` are JSON. An error is an outcome too, because the model may try again."""

@@ -17,9 +17,8 @@ _NAME = re.compile(r"[^\W_][\w .,!?()+-]{0,63}")
 def read_prompts(store: Store) -> dict[str, str]:
     """Return the texts by name, in the order of the names."""
     with store.read() as connection:
-        return {
-            row.name: row.text for row in connection.execute(sql.select(prompts).order_by(prompts.c.name))
-        }
+        rows = connection.execute(sql.select(prompts).order_by(prompts.c.name))
+        return {row.name: row.text for row in rows}
 
 
 def write_prompt(store: Store, name: str, text: str, actor: str) -> dict[str, str]:
@@ -31,10 +30,8 @@ def write_prompt(store: Store, name: str, text: str, actor: str) -> dict[str, st
     with store.write(durable=True) as connection:
         connection.execute(prompts.delete().where(prompts.c.name == name))
         if text:
-            if (
-                connection.execute(sql.select(sql.func.count()).select_from(prompts)).scalar_one()
-                >= MAX_PROMPTS
-            ):
+            count = connection.execute(sql.select(sql.func.count()).select_from(prompts)).scalar_one()
+            if count >= MAX_PROMPTS:
                 raise ConfigError(f"prompt {name}: there are {MAX_PROMPTS} already; remove one first")
             connection.execute(prompts.insert().values(name=name, text=text))
         record(connection, actor, "share prompt" if text else "remove prompt", name)

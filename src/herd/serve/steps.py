@@ -188,18 +188,12 @@ class ToolAgent:
     def _continued(self, reply: StepReply, results: Sequence[ServerResult], max_tokens: int) -> ChatCall:
         """Return the call for the next step. The model may choose now, if it had to call a tool before."""
         call = self._call
-        calls = [
-            {
-                "id": result.call.id,
-                "type": "function",
-                "function": {"name": result.call.tool.name, "arguments": json.loads(result.call.arguments)},
-            }
-            for result in results
-        ]
+        calls, answers = [], []
+        for made, text in ((result.call, result.text) for result in results):
+            function = {"name": made.tool.name, "arguments": json.loads(made.arguments)}
+            calls.append({"id": made.id, "type": "function", "function": function})
+            answers.append({"role": "tool", "content": text, "tool_call_id": made.id})
         message = {"role": "assistant", "content": call.prefill + reply.text, "tool_calls": calls}
-        answers = [
-            {"role": "tool", "content": result.text, "tool_call_id": result.call.id} for result in results
-        ]
         return replace(
             call,
             messages=[*call.messages, message, *answers],

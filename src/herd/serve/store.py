@@ -44,12 +44,7 @@ def _add_servers_and_secret(connection: sql.Connection) -> None:
     connection.execute(meta.update().values(cache_secret=secrets.token_hex(32)))
 
 
-def _add_prompts(connection: sql.Connection) -> None:
-    """Change a store of version 2: administrators share system messages."""
-    prompts.create(connection)
-
-
-MIGRATIONS: Sequence[Migration] = (_add_servers_and_secret, _add_prompts)
+MIGRATIONS: Sequence[Migration] = (_add_servers_and_secret, prompts.create)
 """Functions that upgrade a store from version 1 to 2, 2 to 3, and so on. A new store has the last one."""
 BUSY_SECONDS = 30
 """How long a transaction waits for another process that writes, or for a connection."""
@@ -65,18 +60,16 @@ class Store:
 
     def __init__(self, place: str | Path) -> None:
         is_url = "://" in str(place)
+        self.name = _without_password(place)
         self.path = None if is_url else Path(place).expanduser().absolute()
         if self.path is not None:
             _prepare_file(self.path)
         try:
             self._engine = _engine(str(place) if self.path is None else f"sqlite:///{self.path}", self.path)
         except (SQLAlchemyError, ImportError) as error:
-            raise ConfigError(
-                f"store {_without_password(place)}: cannot be opened: {_reason(error)}"
-            ) from None
+            raise ConfigError(f"store {self.name}: cannot be opened: {_reason(error)}") from None
         # Threads of one process wait for each other here, because SQLite's own waiting is polling.
         self._turn = threading.Lock() if self.path is not None else nullcontext()
-        self.name = _without_password(place)
         with self.write() as connection:
             _upgrade(connection, MIGRATIONS, self.name)
 

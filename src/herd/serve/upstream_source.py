@@ -96,13 +96,13 @@ class UpstreamSource(AnswerSource):
     """The streams of other servers that answer one or more prompts with the same model."""
 
     def __init__(self, fleet: Fleet, model: str, prompts: Sequence[UpstreamPrompt], cache_group: str) -> None:
+        self._arrived: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(QUEUE_PIECES)
         self._streams: list[_Stream] = []
         first = 0
         for prompt in prompts:
             salt = fleet.salt(f"{cache_group}\0{prompt.cache_salt}")
-            self._streams.append(_Stream(fleet, model, prompt, first, salt, self._put))
+            self._streams.append(_Stream(fleet, model, prompt, first, salt, self._arrived.put))
             first += prompt.n
-        self._arrived: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(QUEUE_PIECES)
         self._loop = asyncio.get_running_loop()
         self._began = time.monotonic()
         self._first: float | None = None
@@ -181,22 +181,18 @@ class UpstreamSource(AnswerSource):
         for task in self._tasks:
             task.cancel()
 
-    async def _put(self, piece: Piece) -> None:
-        await self._arrived.put(piece)
-
     async def _run(self, stream: _Stream) -> None:
+        failure: ApiError | None = None
         try:
             await stream.run()
         except ApiError as error:
-            stream.fail(error)
-            await self._arrived.put(error)
+            failure = error
         except Exception as error:  # e.g. a chunk of another form than the API's
             log.error("an upstream's answer cannot be read", exc_info=error)
-            problem = ServerFault("the upstream's answer cannot be read", status=502, code="upstream_failed")
-            stream.fail(problem)
-            await self._arrived.put(problem)
-        else:
-            await self._arrived.put(None)
+            failure = _gateway_error("the upstream's answer cannot be read")
+        if failure is not None:
+            stream.fail(failure)
+        await self._arrived.put(failure)
 
 
 class _Stream:
@@ -378,7 +374,7 @@ async def _sse_data(response: ClientResponse) -> AsyncIterator[bytes]:
     async for chunk in response.content.iter_any():
         *lines, rest = (rest + chunk).split(b"\n")
         if len(rest) > MAX_ANSWER:
-            raise ServerFault("an event of the upstream is too long", status=502, code="upstream_failed")
+            raise _gateway_error("an event of the upstream is too long")
         for line in lines:
             line = line.rstrip(b"\r")
             if line.startswith(b"data:"):

@@ -153,17 +153,11 @@ def _messages(call: ChatCall) -> list[dict[str, Any]]:
         shaped = dict(message)
         if calls := message.get("tool_calls"):
             unanswered = [str(each.get("id") or f"call_{len(out)}_{n}") for n, each in enumerate(calls)]
-            shaped["tool_calls"] = [
-                {
-                    "id": id_,
-                    "type": "function",
-                    "function": {
-                        "name": each["function"]["name"],
-                        "arguments": json.dumps(each["function"]["arguments"], ensure_ascii=False),
-                    },
-                }
-                for id_, each in zip(unanswered, calls, strict=True)
-            ]
+            shaped["tool_calls"] = []
+            for id_, each in zip(unanswered, calls, strict=True):
+                arguments = json.dumps(each["function"]["arguments"], ensure_ascii=False)
+                function = {"name": each["function"]["name"], "arguments": arguments}
+                shaped["tool_calls"].append({"id": id_, "type": "function", "function": function})
         if message["role"] == "tool":
             id_ = message.get("tool_call_id") or (unanswered[0] if unanswered else "call_0")
             unanswered = [each for each in unanswered if each != id_]
