@@ -13,8 +13,7 @@ import typer
 
 from .. import units
 from ..errors import CheckpointError, ConfigError
-from .common import MODEL, Json, Kv, Threads, print_json, print_table, progress_display
-from .convert import progress_bar
+from .common import MODEL, Json, Kv, Threads, print_json, print_table, progress_bar, progress_display
 
 if TYPE_CHECKING:
     from ..evals.rival import LlamaCpp

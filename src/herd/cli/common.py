@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import operator
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -84,6 +87,36 @@ Threads = Annotated[
 ]
 
 
+def option_groups(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Let typer see the fields of a verb's dataclass parameters as options, which verbs can share so."""
+    groups: dict[str, tuple[Any, list[str]]] = {}
+    options: list[inspect.Parameter] = []
+    for parameter in inspect.signature(verb, eval_str=True).parameters.values():
+        kind: Any = parameter.annotation
+        if is_dataclass(parameter.annotation):
+            fields = inspect.signature(kind, eval_str=True).parameters
+            groups[parameter.name] = kind, list(fields)
+            options += fields.values()
+        else:
+            options.append(parameter)
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([option.replace(kind=positional) for option in options])
+
+    @functools.wraps(verb)
+    def command(*args: Any, **named: Any) -> Any:
+        given = signature.bind(*args, **named)
+        given.apply_defaults()
+        values = given.arguments
+        made = {
+            name: kind(**{field: values.pop(field) for field in fields})
+            for name, (kind, fields) in groups.items()
+        }
+        return verb(**values, **made)
+
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    return command
+
+
 class RunFirst(TyperGroup):
     """A group of verbs that reads ``herd eval MODEL`` as ``herd eval run MODEL``, its first verb."""
 
@@ -106,12 +139,12 @@ def progress_display(*columns: Any, show: bool = True) -> Iterator[Any]:
 
 
 @contextmanager
-def count_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar for a count of things on stderr if that is a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+def progress_bar(title: str, *, counts: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar for bytes, or if it ``counts`` for things, on stderr if that is a terminal."""
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TimeRemainingColumn
 
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with progress_display(*columns) as bar:
+    done_column = MofNCompleteColumn() if counts else DownloadColumn()
+    with progress_display("{task.description}", BarColumn(), done_column, TimeRemainingColumn()) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +10,7 @@ import typer
 from .. import units
 from ..dtypes import parse_dtype, torch_dtype
 from ..errors import CheckpointError, ConfigError
-from .common import MODEL, Json, Pre, print_json, progress_display
+from .common import MODEL, Json, Pre, print_json, progress_bar
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig
@@ -115,17 +113,6 @@ def _dtype(name: str | None) -> Any:
         return None if name is None else torch_dtype(parse_dtype(name, ("bf16", "fp16", "fp32")))
     except ConfigError as error:
         raise CheckpointError(f"--{error}") from error
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on stderr if that is a terminal."""
-    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn
-
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with progress_display(*columns) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _say(out: Path, config: ModelConfig, as_json: bool) -> None:

@@ -18,7 +18,18 @@ import typer
 
 from ..errors import CheckpointError, DataError
 from . import eval_compare, eval_ladder
-from .common import MODEL, RUN, Device, Dtype, Json, RunFirst, Threads, print_json, print_table
+from .common import (
+    MODEL,
+    RUN,
+    Device,
+    Dtype,
+    Json,
+    RunFirst,
+    Threads,
+    print_json,
+    print_table,
+    progress_display,
+)
 from .eval_model import DataOption, Limit, Out, data_source, open_local, results_folder
 
 if TYPE_CHECKING:
@@ -213,15 +224,11 @@ def _watch() -> Iterator[Watcher]:
     if not sys.stderr.isatty():
         yield _Lines()
         return
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[score]}", markup=False),
-    )
-    with Progress(*columns, TimeRemainingColumn(), console=Console(file=sys.stderr), transient=True) as bars:
+    score = TextColumn("{task.fields[score]}", markup=False)
+    columns = ("{task.description}", MofNCompleteColumn(), score, TimeRemainingColumn())
+    with progress_display(*columns) as bars:
         yield _Bars(bars)
 
 

@@ -29,26 +29,19 @@ def list_command(as_json: Json = False) -> None:
     here = local_models()
     if as_json:
         local = [{"name": m.name, "kept_by": m.kept_by, "path": str(m.path), "bytes": m.nbytes} for m in here]
-        print_json(
-            {"local": local, "known": {name: entry.model_dump() for name, entry in catalogue().items()}}
-        )
+        known = {name: entry.model_dump() for name, entry in catalogue().items()}
+        print_json({"local": local, "known": known})
         return
     if here:
         print("On this disk:\n")
-        print_table(
-            ["name", "kept by", "size"], [[m.name, m.kept_by, units.nbytes(m.nbytes)] for m in here], left=2
-        )
+        sizes = [[model.name, model.kept_by, units.nbytes(model.nbytes)] for model in here]
+        print_table(["name", "kept by", "size"], sizes, left=2)
         print()
     print("Names for herd pull and herd chat:\n")
-    rows = [
-        [
-            name,
-            entry.about,
-            entry.licence + (", log in first" if entry.gated else ""),
-            units.nbytes(1e9 * entry.gb),
-        ]
-        for name, entry in catalogue().items()
-    ]
+    rows = []
+    for name, entry in catalogue().items():
+        licence = entry.licence + (", log in first" if entry.gated else "")
+        rows.append([name, entry.about, licence, units.nbytes(1e9 * entry.gb)])
     print_table(["name", "model", "licence", "download"], rows, left=3)
 
 

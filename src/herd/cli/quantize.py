@@ -12,8 +12,7 @@ import typer
 
 from .. import units
 from ..errors import CheckpointError, DataError, QuantError
-from .common import MODEL, Json, count_bar, print_json
-from .convert import progress_bar
+from .common import MODEL, Json, print_json, progress_bar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +90,10 @@ def quantize_command(
         assert batches is not None
         plan, predicted, importance = _allocate(source, bits, batches)
     elif batches is not None and not gptq:
-        importance = _importance(source, batches)
+        from ..quant.calibration import measure_importance
+
+        with progress_bar("measure importance", counts=True) as progress:
+            importance = measure_importance(source.config, source.get, batches, progress)
     if embeddings or head:
         plan = with_parts(plan, source.config, embeddings, head)
     if save_imatrix and importance and batches:
@@ -155,13 +157,6 @@ def _say(result: dict[str, Any]) -> None:
         )
 
 
-def _importance(source: Any, batches: Sequence[Tensor]) -> dict[str, Tensor]:
-    from ..quant.calibration import measure_importance
-
-    with count_bar("measure importance") as progress:
-        return measure_importance(source.config, source.get, batches, progress)
-
-
 def _allocate(
     source: Any, bits: float, batches: Sequence[Tensor]
 ) -> tuple[TensorScheme, float, dict[str, Tensor]]:
@@ -177,9 +172,9 @@ def _allocate(
             f"{units.nbytes(free)} are free); name a file type instead (--to Q4_K_M)"
         )
     windows = [window[None] for batch in batches for window in batch][:MAX_WINDOWS]
-    with count_bar("measure sensitivity") as progress:
+    with progress_bar("measure sensitivity", counts=True) as progress:
         found = measure_sensitivity(load_plain(source.config, source.get), windows, progress=progress)
-    with count_bar("try formats") as progress:
+    with progress_bar("try formats", counts=True) as progress:
         losses = predicted_losses(source.config, source.get, found, progress)
     plan, loss = allocate(source.config, losses, bits)
     return plan, loss, {name: one.columns_D for name, one in found.items()}

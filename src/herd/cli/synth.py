@@ -66,8 +66,7 @@ def synth_command(
         agree=agree, similarity=similarity, budget_tokens=budget_tokens, budget_usd=budget_usd,
         usd_per_mtok=usd_per_mtok, seed=seed,
     )  # fmt: skip
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with progress_display("synth", *columns) as bar:
+    with progress_display("synth", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("synth", total=len(asked))
 
         def show(done: int, total: int) -> None:
