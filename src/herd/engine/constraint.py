@@ -93,15 +93,15 @@ class Constraint:
         from llguidance import LLMatcher
 
         try:
-            grammar = _grammar(self)
-            _refuse_complex(self, grammar)
-            problem = LLMatcher.validate_grammar(grammar)
+            problem = LLMatcher.validate_grammar(_grammar(self))
         except ValueError as error:
             problem = str(error)
         if problem:
-            raise ConstraintError(
-                f"the {self.kind} is malformed or not supported: {' '.join(problem.split())[:330]}"
-            )
+            raise ConstraintError(self.problem(f"is malformed or not supported: {problem}"))
+
+    def problem(self, text: str) -> str:
+        """Return a message about this constraint on one line."""
+        return f"the {self.kind} {' '.join(text.split())[:330]}"
 
     @classmethod
     def lark(cls, grammar: str) -> Constraint:
@@ -119,17 +119,16 @@ class Guide:
     def __init__(self, constraint: Constraint, tokenizer: Tokenizer) -> None:
         from llguidance import LLMatcher, LLParserLimits
 
-        self._kind = constraint.kind
+        self._message = constraint.problem
         self._n_vocab = tokenizer.vocab_size
+        limits = LLParserLimits(verbose_errors=False)
         try:
             grammar = _grammar(constraint)
-            _refuse_complex(constraint, grammar)
-            limits = LLParserLimits(verbose_errors=False)
             self._matcher: LLMatcher = LLMatcher(_vocabulary(tokenizer), grammar, log_level=0, limits=limits)
+            problem = self._matcher.get_error() if self.failed else ""
         except ValueError as error:
-            raise ConstraintError(self._message(f"is malformed or not supported: {error}")) from None
-        if self.failed:
-            problem = self._matcher.get_error()
+            problem = str(error)
+        if problem:
             raise ConstraintError(self._message(f"is malformed or not supported: {problem}"))
         for warning in self._matcher.get_grammar_warnings():
             warnings.warn(self._message(f"compiles with a warning: {warning}"), stacklevel=2)
@@ -160,11 +159,8 @@ class Guide:
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
         if (seconds := time.thread_time() - start) > MASK_SECONDS:
-            raise ConstraintError(
-                self._message(
-                    f"takes {seconds:.1f} s for one token, the limit is {MASK_SECONDS} s: simplify it"
-                )
-            )
+            took = f"takes {seconds:.1f} s for one token, the limit is {MASK_SECONDS} s: simplify it"
+            raise ConstraintError(self._message(took))
         return torch.from_numpy(np.unpackbits(bits, count=self._n_vocab, bitorder="little")).bool()
 
     def push(self, tokens: Sequence[int]) -> None:
@@ -184,9 +180,6 @@ class Guide:
                 problem = "nothing can come next that leads to a valid answer"
             raise ConstraintError(self._message(f"cannot be followed: {problem}"))
 
-    def _message(self, problem: str) -> str:
-        return f"the {self._kind} {' '.join(problem.split())[:330]}"
-
 
 class GuideCache:
     """Guides for the answers of one tokenizer. Each constraint is compiled once. Safe from any thread."""
@@ -197,9 +190,8 @@ class GuideCache:
 
     def guide(self, constraint: Constraint) -> Guide:
         """Return a guide for a new answer. Raises EngineError if the constraint cannot be followed."""
-        digest = hashlib.sha256(
-            f"{constraint.kind}\n{constraint.text}".encode(errors="surrogatepass")
-        ).digest()
+        text = f"{constraint.kind}\n{constraint.text}"
+        digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
         with self._lock:
             compiled = self._compiled.get(digest)
             if mine := compiled is None:
@@ -219,28 +211,28 @@ class GuideCache:
 
 
 def _grammar(constraint: Constraint) -> str:
+    """Return a constraint as llguidance's grammar. Raises ValueError if it is malformed.
+
+    Raises ConstraintError if compiling it takes too long, takes too much memory or crashes llguidance.
+    """
     from llguidance import LLMatcher
 
+    text = constraint.text
     if constraint.kind == "regular expression":
-        return LLMatcher.grammar_from_regex(constraint.text)
-    if constraint.kind == "grammar":
-        return LLMatcher.grammar_from_lark(constraint.text)
-    options: Any = {"whitespace_pattern": WHITESPACE, "lenient": False}
-    return LLMatcher.grammar_from_json_schema(constraint.text, overrides=options)
-
-
-def _refuse_complex(constraint: Constraint, grammar: str) -> None:
-    """Raise ConstraintError if compiling takes too long, takes too much memory or crashes llguidance."""
-    if not (_is_plain(constraint) or _compiles_in_a_child(grammar)):
+        grammar = LLMatcher.grammar_from_regex(text)
+    elif constraint.kind == "grammar":
+        grammar = LLMatcher.grammar_from_lark(text)
+    else:
+        options: Any = {"whitespace_pattern": WHITESPACE, "lenient": False}
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=options)
+        if len(text) <= PLAIN_TEXT and '"pattern' not in text:  # nor "patternProperties"
+            return grammar
+    if not _compiles_in_a_child(grammar):
         raise ConstraintError(
             f"the {constraint.kind} is too complex: compiling it takes more than {CHILD_SECONDS} s or "
             f"{CHILD_BYTES >> 30} GiB, or crashes llguidance; simplify it"
         )
-
-
-def _is_plain(constraint: Constraint) -> bool:
-    has_pattern = '"pattern' in constraint.text  # also "patternProperties"
-    return constraint.kind == "JSON schema" and not has_pattern and len(constraint.text) <= PLAIN_TEXT
+    return grammar
 
 
 COMPILE = f"""
