@@ -249,6 +249,7 @@ class _Connection:
     async def _hold(self, ready: asyncio.Future[Client], leave: asyncio.Event) -> None:
         """Keep a session open until ``leave`` is set. The task that opens a session must close it."""
         from mcp import Client
+        from mcp_types import Implementation
 
         from .. import __version__
         from .mcp_http import http_transport
@@ -260,7 +261,7 @@ class _Connection:
         try:
             async with Client(
                 transport,
-                client_info=_implementation(__version__),
+                client_info=Implementation(name="herd", version=__version__),
                 message_handler=self._on_message,
                 read_timeout_seconds=self._call_seconds,
                 cache=None,
@@ -303,12 +304,6 @@ class _Connection:
         problem = self._program.problem if self._program and self._is_over() else ""
         text = problem or str(error) or type(error).__name__
         return " ".join(text.split())[:300]
-
-
-def _implementation(version: str) -> Any:
-    from mcp_types import Implementation
-
-    return Implementation(name="herd", version=version)
 
 
 def _text(result: Any) -> str:
