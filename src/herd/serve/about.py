@@ -83,7 +83,7 @@ async def model(request: Request, name: str, principal: ForModels) -> dict[str, 
 @router.get("/herd/v1/tools")
 async def server_tools(request: Request, principal: ForModels) -> dict[str, Any]:
     """List the tools on this server that the key may use."""
-    return {"tools": describe_tools(request.app.state.tools.granted_to(principal).groups)}
+    return {"tools": describe_tools(request.app.state.tools.granted_to(principal))}
 
 
 @router.post("/tokenize", **documented(TokenizeRequest))

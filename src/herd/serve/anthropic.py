@@ -35,7 +35,7 @@ from .exchange import Exchange, open_exchange
 from .forms import response_schema
 from .problems import BadRequest
 from .respond import AnswerWriter, json_text, respond
-from .tools import OfferedTool, ToolChoice, called_name, read_tool_choice, read_tools
+from .tools import OfferedTool, ToolChoice, called_name, function_call, read_tool_choice, read_tools
 from .wire import RequestModel, StopStrings, documented
 
 router = APIRouter()
@@ -77,13 +77,8 @@ async def messages(request: Request, principal: ForMessages) -> Response:
     """Answer a dialog."""
     exchange = await open_exchange(request, principal, "messages", MessagesRequest)
     asked, served = exchange.asked, exchange.served
-    sampling = {
-        "max_tokens": asked.max_tokens,
-        "temperature": asked.temperature,
-        "top_p": asked.top_p,
-        "top_k": asked.top_k,
-        "stop": tuple(asked.stop_sequences or ()),
-    }
+    sampling = asked.model_dump(include={"max_tokens", "temperature", "top_p", "top_k"})
+    sampling["stop"] = tuple(asked.stop_sequences or ())
     call = await run_in_threadpool(_chat_call, exchange, sampling)
     prompt = await served.prepare_chat(call)
     writer = MessageWriter(served.name)
@@ -104,9 +99,9 @@ def _chat_call(exchange: Exchange[Any], sampling: Mapping[str, Any]) -> ChatCall
     tools = read_tools(list(_openai_tools(asked.tools or ())), warnings, exchange.offer)
     choice, parallel = _tool_choice(asked.tool_choice, tools, warnings)
     system = [{"role": "system", "content": text} for text in _system_texts(asked.system)]
-    turns = [
-        turn for number, each in enumerate(asked.messages) for turn in _turns(each, f"messages[{number}]")
-    ]
+    turns: list[dict[str, Any]] = []
+    for number, message in enumerate(asked.messages):
+        turns += _turns(message, f"messages[{number}]")
     if turns and turns[-1]["role"] == "assistant":
         raise BadRequest(
             "the last message is the assistant's, which a client cannot begin: end with a user's message",
@@ -153,8 +148,7 @@ def _turns(message: Mapping[str, Any], where: str) -> Iterator[dict[str, Any]]:
             has_results = True
             yield _tool_result(block, place)
         elif kind == "tool_use" and role == "assistant":
-            function = {"name": block.get("name"), "arguments": block.get("input")}
-            calls.append({"id": block.get("id"), "type": "function", "function": function})
+            calls.append(function_call(block.get("id"), block.get("name"), block.get("input")))
         elif kind == "mcp_tool_use" and role == "assistant":
             ran[block.get("id")] = block
         elif kind == "mcp_tool_result" and role == "assistant":

@@ -17,7 +17,7 @@ from ..text.chat_format import ChatFormat
 from ..text.llama3_chat import TOOL_PROMPTS, call_text
 from ..text.messages import ROLES, json_text
 from .problems import BadRequest
-from .tools import OfferedTool
+from .tools import OfferedTool, function_call
 
 TEXT_PARTS = ("text", "input_text", "output_text")
 PARTS = (*TEXT_PARTS, "refusal", "image_url", "input_image", "image", "input_audio", "file", "input_file")
@@ -126,11 +126,9 @@ def _parts(content: Any, where: str) -> list[dict[str, Any]]:
 
 def _has_parts(content: Any) -> bool:
     """Return whether a content is a list of parts in the sense of the API, and not a list of a tool's own."""
-    return (
-        bool(content)
-        and isinstance(content, list)
-        and all(isinstance(part, Mapping) and part.get("type") in PARTS for part in content)
-    )
+    if not content or not isinstance(content, list):
+        return False
+    return all(isinstance(part, Mapping) and part.get("type") in PARTS for part in content)
 
 
 def _json_text(content: Any, where: str) -> Any:
@@ -191,10 +189,8 @@ def shape_dialog(
         parts = [part for part in (message["content"], "; ".join(calls)) if part]
         out.append({"role": role, "content": "\n".join(parts)})
     if schemas:
-        described = "".join(
-            json.dumps({"type": "function", "function": schema}, ensure_ascii=False) + "\n"
-            for schema in schemas
-        )
+        entries = ({"type": "function", "function": schema} for schema in schemas)
+        described = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
         example = '{"name": function name, "parameters": dictionary of argument name and its value}'
         text = f"{TOOL_PROMPTS['json_introduction']}{described}\nTo call a function, answer only {example}."
         if out[0]["role"] == "system":
@@ -206,9 +202,8 @@ def shape_dialog(
 
 def server_step(id_: Any, name: str, arguments: Any, result: Any) -> list[dict[str, Any]]:
     """Return the two messages, not checked yet, for a call that the server ran in an earlier answer."""
-    call = {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
     return [
-        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "assistant", "content": "", "tool_calls": [function_call(id_, name, arguments)]},
         {"role": "tool", "content": "" if result is None else result, "tool_call_id": id_},
     ]
 
@@ -217,14 +212,11 @@ def _steps(steps: Any, where: str) -> list[dict[str, Any]]:
     """Return the messages of calls that the server ran in an earlier answer, without unanswered ones."""
     if not isinstance(steps, list) or not all(isinstance(step, Mapping) for step in steps):
         raise BadRequest(f"{where} must be a list of objects", where)
-    messages = [
-        message
-        for step in steps
-        if "content" in step
-        for message in server_step(
-            step.get("id"), step.get("name", ""), step.get("arguments"), step["content"]
-        )
-    ]
+    messages: list[dict[str, Any]] = []
+    for step in steps:
+        if "content" in step:
+            call = step.get("id"), step.get("name", ""), step.get("arguments")
+            messages += server_step(*call, step["content"])
     return read_messages(messages, []) if messages else []
 
 

@@ -33,7 +33,7 @@ from .exchange import Exchange, open_exchange
 from .forms import read_forms
 from .problems import BadRequest
 from .respond import respond
-from .tools import read_tool_choice, read_tools
+from .tools import function_call, read_tool_choice, read_tools
 from .wire import CompletionFields, StreamOptions, documented
 
 router = APIRouter()
@@ -212,5 +212,4 @@ def herd_step(event: ServerCall | ServerResult) -> dict[str, Any]:
 
 
 def _call(call: AnswerCall) -> dict[str, Any]:
-    function = {"name": call.tool.name, "arguments": call.arguments}
-    return {"id": f"call_{call.id}", "type": "function", "function": function}
+    return function_call(f"call_{call.id}", call.tool.name, call.arguments)

@@ -38,7 +38,15 @@ from .forms import response_schema
 from .openai_chat import chat_logprobs
 from .problems import BadRequest
 from .respond import AnswerWriter, json_text, respond
-from .tools import BUILTIN, NAMESPACE_SEPARATOR, PYTHON, called_name, read_tool_choice, read_tools
+from .tools import (
+    BUILTIN,
+    NAMESPACE_SEPARATOR,
+    PYTHON,
+    called_name,
+    function_call,
+    read_tool_choice,
+    read_tools,
+)
 from .wire import RequestModel, documented
 
 router = APIRouter()
@@ -89,10 +97,8 @@ async def responses(request: Request, principal: ForResponses) -> Response:
     exchange = await open_exchange(request, principal, "responses", ResponsesRequest)
     asked, served = exchange.asked, exchange.served
     has_logprobs = asked.top_logprobs is not None or LOGPROBS in (asked.include or ())
-    sampling = {
+    sampling = asked.model_dump(include={"temperature", "top_p"}) | {
         "max_tokens": asked.max_output_tokens,
-        "temperature": asked.temperature,
-        "top_p": asked.top_p,
         "logprobs": (asked.top_logprobs or 0) if has_logprobs else None,
     }
     call = await run_in_threadpool(_chat_call, exchange, sampling)
@@ -141,11 +147,7 @@ def read_items(items: str | Sequence[Mapping[str, Any]], warnings: list[str]) ->
         elif kind == "function_call":
             space = item.get("namespace")
             name = f"{space}{NAMESPACE_SEPARATOR}{item.get('name')}" if space else item.get("name")
-            call = {
-                "id": item.get("call_id"),
-                "type": "function",
-                "function": {"name": name, "arguments": item.get("arguments")},
-            }
+            call = function_call(item.get("call_id"), name, item.get("arguments"))
             if not out or out[-1]["role"] != "assistant":
                 out.append({"role": "assistant", "content": ""})
             out[-1].setdefault("tool_calls", []).append(call)

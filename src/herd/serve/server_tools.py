@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastapi.concurrency import run_in_threadpool
@@ -20,7 +19,7 @@ from ..text.toolcall import ToolCall
 from ..tools.loop import execute_call
 from ..tools.registry import TOOLS
 from ..tools.sandbox import KERNEL, Sandbox
-from .tools import BUILTIN, MAX_SCHEMA_DEPTH, PYTHON, GrantedTools, OfferedTool, called_name, schema_depth
+from .tools import BUILTIN, MAX_SCHEMA_DEPTH, PYTHON, OfferedTool, called_name, schema_depth
 
 if TYPE_CHECKING:
     from ..tools.mcp_servers import McpServers
@@ -31,14 +30,6 @@ MAX_NAME = 64
 RESULT_CHARACTERS = 16_000
 MAX_PROGRAMS = 4
 """Most programs of the code interpreter that run at the same time."""
-
-
-@dataclass(frozen=True)
-class ToolOutcome:
-    """What a call gave: the text that the model reads, and whether the tool worked."""
-
-    text: str
-    ok: bool
 
 
 class ServerTools:
@@ -81,17 +72,20 @@ class ServerTools:
             )
         self.groups.setdefault(tool.group, []).append(tool)
 
-    def granted_to(self, principal: Principal) -> GrantedTools:
-        """Return the tools that a key may use. Those of a server that has changed its tools are left out."""
+    def granted_to(self, principal: Principal) -> dict[str, list[OfferedTool]]:
+        """Return the tools that a key may use, by group, without servers whose tools have changed."""
         granted = [group for group in self.groups if principal.may_use_tools(group)]
         if self._servers is not None:
             granted = [each for each in granted if each in BUILTIN or not self._servers.is_disabled(each)]
-        return GrantedTools({group: self.groups[group] for group in granted})
+        return {group: self.groups[group] for group in granted}
 
-    async def call(self, tool: OfferedTool, arguments: str) -> ToolOutcome:
-        """Run a tool. ``arguments`` are JSON. An error is an outcome too, because the model may try again."""
+    async def call(self, tool: OfferedTool, arguments: str) -> tuple[str, bool]:
+        """Run a tool. Return the text that the model reads, also after an error, and whether the tool worked.
+
+        ``arguments`` are JSON.
+        """
         if tool.group not in self.groups:
-            return ToolOutcome(f"error: unknown tool {tool.name!r}", ok=False)
+            return f"error: unknown tool {tool.name!r}", False
         parsed: dict[str, Any] = json.loads(arguments)
         if tool.group in BUILTIN:
             async with self._programs:
@@ -101,7 +95,7 @@ class ServerTools:
             text, ok = await asyncio.wrap_future(self._servers.call(tool.group, tool.name_inside, parsed))
         if (excess := len(text) - RESULT_CHARACTERS) > 0:
             text = f"{text[:RESULT_CHARACTERS]}\n[{excess:,} more characters were cut off]"
-        return ToolOutcome(text, ok)
+        return text, ok
 
     def close(self) -> None:
         """End the MCP servers and everything that they started."""

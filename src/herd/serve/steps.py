@@ -23,7 +23,7 @@ from .events import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, ServerCall, 
 from .ledger import Reservation
 from .problems import PromptTooLong, api_error
 from .source import AnswerSource, CheckedPrompt, Servable
-from .tools import ToolChoice
+from .tools import ToolChoice, function_call
 
 if TYPE_CHECKING:
     from .auth import Principal
@@ -153,8 +153,7 @@ class ToolAgent:
 
     async def run(self, call: ServerCall) -> ServerResult:
         """Run a call. An error of the tool is a result too."""
-        outcome = await self._tools.call(call.tool, call.arguments)
-        return ServerResult(call, outcome.text, outcome.ok)
+        return ServerResult(call, *await self._tools.call(call.tool, call.arguments))
 
     async def next_step(
         self,
@@ -190,8 +189,7 @@ class ToolAgent:
         call = self._call
         calls, answers = [], []
         for made, text in ((result.call, result.text) for result in results):
-            function = {"name": made.tool.name, "arguments": json.loads(made.arguments)}
-            calls.append({"id": made.id, "type": "function", "function": function})
+            calls.append(function_call(made.id, made.tool.name, json.loads(made.arguments)))
             answers.append({"role": "tool", "content": text, "tool_call_id": made.id})
         message = {"role": "assistant", "content": call.prefill + reply.text, "tool_calls": calls}
         return replace(

@@ -2,7 +2,7 @@
 
 Clients send tools of many types. Functions are offered to the model. The functions inside a ``namespace`` are
 offered under the name ``NAMESPACE__NAME``, and a call of one names both again. Types that a provider runs on
-its own machines are run here if this server has such a tool and the key was granted it (`GrantedTools`).
+its own machines are run here if this server has such a tool and the key was granted it (`ToolOffer`).
 Others (web search and so on) are left out, and a warning names each.
 """
 
@@ -53,6 +53,11 @@ class OfferedTool:
         }
 
 
+def function_call(id_: Any, name: Any, arguments: Any) -> dict[str, Any]:
+    """Return a call in the form of OpenAI's messages."""
+    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
 @dataclass(frozen=True)
 class ToolChoice:
     """Whether and what the model must call. ``names`` empty: any of the tools."""
@@ -62,9 +67,10 @@ class ToolChoice:
 
 
 @dataclass(frozen=True)
-class GrantedTools:
-    """The tools on this server that a key may use, by group."""
+class ToolOffer:
+    """The tools that a request may have: at most ``limit``, and of those on this server the ``groups``."""
 
+    limit: int
     groups: Mapping[str, Sequence[OfferedTool]] = field(default_factory=dict)
 
     def select(self, tool: Mapping[str, Any]) -> Sequence[OfferedTool]:
@@ -97,14 +103,6 @@ def called_name(group: str, name: str) -> str:
     return name if group in BUILTIN else f"{group}_{name}"
 
 
-@dataclass(frozen=True)
-class ToolOffer:
-    """Limits of a request's tools: at most ``limit``, and of this server's tools those in ``granted``."""
-
-    limit: int
-    granted: GrantedTools = GrantedTools()
-
-
 def read_tools(
     tools: Sequence[Mapping[str, Any]] | None, warnings: list[str], offer: ToolOffer
 ) -> tuple[OfferedTool, ...]:
@@ -127,7 +125,7 @@ def read_tools(
                 space = str(tool.get("name", ""))
                 name = _checked_name(f"{space}{NAMESPACE_SEPARATOR}{function.name}", where)
                 out.append(replace(function, name=name, namespace=space, name_inside=function.name))
-        elif selected := offer.granted.select(tool):
+        elif selected := offer.select(tool):
             out += selected
         else:
             why = f"a tool of type {str(kind)[:40]!r} cannot be run here"

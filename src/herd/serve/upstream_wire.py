@@ -22,7 +22,7 @@ from .calls import ChatCall, TextCall
 from .events import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, AnswerThought, EndReason, ScoredToken
 from .forms import ANY_OBJECT
 from .problems import BadRequest
-from .tools import OfferedTool
+from .tools import OfferedTool, function_call
 
 MAX_TOKENS = 2**31 - 1
 """Largest number of tokens that is believed."""
@@ -156,8 +156,7 @@ def _messages(call: ChatCall) -> list[dict[str, Any]]:
             shaped["tool_calls"] = []
             for id_, each in zip(unanswered, calls, strict=True):
                 arguments = json.dumps(each["function"]["arguments"], ensure_ascii=False)
-                function = {"name": each["function"]["name"], "arguments": arguments}
-                shaped["tool_calls"].append({"id": id_, "type": "function", "function": function})
+                shaped["tool_calls"].append(function_call(id_, each["function"]["name"], arguments))
         if message["role"] == "tool":
             id_ = message.get("tool_call_id") or (unanswered[0] if unanswered else "call_0")
             unanswered = [each for each in unanswered if each != id_]
@@ -333,12 +332,11 @@ def _scores(logprobs: Any) -> tuple[ScoredToken, ...]:
     tokens: Sequence[str] = logprobs.get("tokens") or ()
     tops: Iterable[Any] = logprobs.get("top_logprobs") or [None] * len(tokens)
     rows = zip(tokens, logprobs.get("token_logprobs") or (), tops, strict=True)
-    return tuple(
-        ScoredToken(
-            token_bytes(token), nats, tuple((token_bytes(name), float(x)) for name, x in (top or {}).items())
-        )
-        for token, nats, top in rows
-    )
+    scores = []
+    for token, nats, likely in rows:
+        top = tuple((token_bytes(name), float(x)) for name, x in (likely or {}).items())
+        scores.append(ScoredToken(token_bytes(token), nats, top))
+    return tuple(scores)
 
 
 def _scored(token: Mapping[str, Any]) -> tuple[bytes, float]:

@@ -82,17 +82,9 @@ class SamplingFields(RequestModel):
 
     def sampling(self) -> dict[str, Any]:
         """Return the settings of these fields by the names of `engine.Sampling`."""
-        names = (
-            "temperature",
-            "top_p",
-            "min_p",
-            "seed",
-            "presence_penalty",
-            "frequency_penalty",
-            "ignore_eos",
-        )
+        same = {"temperature", "top_p", "min_p", "seed", "presence_penalty", "frequency_penalty"}
         top_k = 0 if self.top_k == -1 else self.top_k
-        return {name: getattr(self, name) for name in names} | {"top_k": top_k}
+        return self.model_dump(include=same | {"ignore_eos"}) | {"top_k": top_k}
 
 
 class CompletionFields(SamplingFields):
