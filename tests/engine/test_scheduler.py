@@ -61,7 +61,7 @@ class Simulation:
 
     def __init__(self, n_pages: int, max_batch: int, room: int = 100, longest: int = 2000) -> None:
         book = PageBook(Pages(n_pages, max(n_pages, longest // PAGE + 1)))
-        self.scheduler: Scheduler[Answer] = Scheduler(book, max_batch)
+        self.scheduler = Scheduler(book, max_batch)
         self.room, self.ended, self.begun = room, [], []
 
     def step(self) -> list[tuple[Answer, int]]:

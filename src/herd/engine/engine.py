@@ -100,9 +100,7 @@ class Engine:
         self._runner = ModelRunner(model, self.cache)
         self.draft, self._draft_tokens = self._make_draft(draft, kv), draft_tokens
         forget = (lambda sequence: None) if self.draft is None else self.draft.forget
-        self.scheduler: Scheduler[Sequence] = Scheduler(
-            self.cache, max_batch, forget, keeps_last=self.draft is not None
-        )
+        self.scheduler = Scheduler(self.cache, max_batch, forget, keeps_last=self.draft is not None)
         self.pacer: Pacer | None = None
         """Bounds the pieces of prompts by time, instead of `MIXED_TOKENS` and `PREFILL_TOKENS`."""
         self.saved_pages: SavedPages | None = None

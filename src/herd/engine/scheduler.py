@@ -15,57 +15,17 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 from ..errors import EngineError
 from ..kernels.page_layout import PAGE
-from .pages import Cached, PageBook, chain
+from .pages import PageBook, chain
+
+if TYPE_CHECKING:
+    from .stream import Sequence
 
 
-class Schedulable(Protocol):
-    """A request as the scheduler sees it: ``tokens`` so far, ``n_new`` of them sampled, and its pages."""
-
-    number: int
-    """Its rank in the order of submission, given by `Scheduler.add`."""
-    tokens: list[int]
-    n_new: int
-    digests: list[bytes]
-    """Hashes of the full pages of ``tokens``, once computed."""
-    in_cache: Cached | None
-    """Its pages. None while it waits."""
-
-    @property
-    def owner(self) -> str: ...
-
-    @property
-    def tenant(self) -> str: ...
-
-    @property
-    def cached(self) -> Cached: ...
-
-    @property
-    def n_shareable(self) -> int:
-        """Number of its first tokens that may come from the cache."""
-        ...
-
-    @property
-    def soon(self) -> int:
-        """Its length in the cache after one more page of tokens."""
-        ...
-
-    def begin(self, shared_tokens: int) -> None:
-        """Take note of its admission."""
-        ...
-
-    def fail(self, error: EngineError) -> None:
-        """End with an error."""
-        ...
-
-
-S = TypeVar("S", bound=Schedulable)
-
-
-class Scheduler(Generic[S]):
+class Scheduler:
     """The waiting and the active sequences of an engine, at most ``max_batch`` active at once.
 
     ``released`` is called for each sequence that leaves the cache. ``keeps_last``: a sequence that had to
@@ -76,29 +36,29 @@ class Scheduler(Generic[S]):
         self,
         book: PageBook,
         max_batch: int,
-        released: Callable[[S], None] = lambda sequence: None,
+        released: Callable[[Sequence], None] = lambda sequence: None,
         keeps_last: bool = False,
     ) -> None:
         self.book, self.max_batch = book, max_batch
-        self.active: list[S] = []
+        self.active: list[Sequence] = []
         """In the order of their submission."""
         self.n_preempted = 0
         self._released, self._keeps_last = released, keeps_last
-        self._waiting: dict[str, deque[S]] = {}
+        self._waiting: dict[str, deque[Sequence]] = {}
         self._turns: dict[str, int] = {}  # number of the last admission of each owner
         self._submitted = self._admitted = 0
 
     @property
-    def waiting(self) -> list[S]:
+    def waiting(self) -> list[Sequence]:
         """Sequences that have not begun, or had to free their pages."""
         return [sequence for waiting in self._waiting.values() for sequence in waiting]
 
-    def add(self, sequence: S) -> None:
+    def add(self, sequence: Sequence) -> None:
         """Queue a sequence behind the others of its owner."""
         sequence.number, self._submitted = self._submitted, self._submitted + 1
         self._waiting.setdefault(sequence.owner, deque()).append(sequence)
 
-    def remove(self, sequence: S) -> None:
+    def remove(self, sequence: Sequence) -> None:
         """Remove a sequence, which is waiting or active, and free its pages."""
         if sequence.in_cache is not None:
             self._released(sequence)
@@ -157,19 +117,19 @@ class Scheduler(Generic[S]):
             self.active.append(sequence)
             self.active.sort(key=lambda sequence: sequence.number)
 
-    def plan(self, room: int, drafts: Mapping[S, int | None]) -> list[tuple[S, int]]:
+    def plan(self, room: int, drafts: Mapping[Sequence, int | None]) -> list[tuple[Sequence, int]]:
         """Take pages for a step, and return its sequences and the number of tokens that each feeds.
 
         ``room`` bounds the tokens of prompts, and ``drafts`` are the numbers of draft tokens that follow the
         last token of a sequence (None: it skips this step).
         """
-        wanted: dict[S, int] = {}
+        wanted: dict[Sequence, int] = {}
         for sequence in self.active:
             n = len(sequence.tokens) - sequence.cached.length
             if n > 1:
                 wanted[sequence] = n - 1 if sequence.n_new and self._keeps_last else n
         pieces = _divide(wanted, room) if wanted else {}
-        parts: list[tuple[S, int]] = []
+        parts: list[tuple[Sequence, int]] = []
         for sequence in list(self.active):
             draft, n = drafts.get(sequence, 0), pieces.get(sequence, 1)
             if sequence.in_cache is None or draft is None or not n:
@@ -193,7 +153,7 @@ class Scheduler(Generic[S]):
             default=None,
         )
 
-    def _make_room(self, sequence: S, length: int) -> bool:
+    def _make_room(self, sequence: Sequence, length: int) -> bool:
         """Take pages for ``length`` tokens of a sequence, if necessary from others.
 
         Returns False if the sequence had to free its own pages.
@@ -210,7 +170,7 @@ class Scheduler(Generic[S]):
         book.grow(sequence.cached, length)
         return True
 
-    def _preempt(self, sequence: S) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
         """Make an active sequence wait again, as the first of its owner."""
         turn = self._turns[sequence.owner]
         self.remove(sequence)
@@ -219,17 +179,17 @@ class Scheduler(Generic[S]):
         self.n_preempted += 1
 
 
-def _divide(wanted: Mapping[S, int], room: int) -> dict[S, int]:
+def _divide(wanted: Mapping[Sequence, int], room: int) -> dict[Sequence, int]:
     """Divide ``room`` tokens among prompts: equally among owners, and in the order of one owner's prompts.
 
     An owner that wants less than its part leaves the rest to the others. Each gets one token at least.
     """
-    by_owner: dict[str, list[S]] = {}
+    by_owner: dict[str, list[Sequence]] = {}
     for sequence in wanted:
         by_owner.setdefault(sequence.owner, []).append(sequence)
     totals = {owner: sum(wanted[s] for s in sequences) for owner, sequences in by_owner.items()}
     room = max(room, len(totals)) if room else 0
-    pieces: dict[S, int] = {}
+    pieces: dict[Sequence, int] = {}
     for index, owner in enumerate(sorted(totals, key=lambda owner: totals[owner])):
         part = min(totals[owner], room // (len(totals) - index))
         room -= part
