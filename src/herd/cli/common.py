@@ -67,9 +67,7 @@ def _threads(count: int | None) -> int | None:
 
 Pre = Annotated[
     str | None,
-    typer.Option(
-        "--pre", help="Name of the pre-tokenizer, for a GGUF file that names none or an unknown one."
-    ),
+    typer.Option(help="Name of the pre-tokenizer, for a GGUF file that names none or an unknown one."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Dtype = Annotated[

@@ -172,17 +172,16 @@ def machines_command(
     if as_json:
         print_json([_machine_record(machine) for machine in found])
         return
-    opt.print_rows(
-        "one device|memory GB|read GB/s|bf16 TFLOP/s|reached|link|rent USD/h|purchase USD",
-        (
-            f"{machine.name}|{machine.device.memory / 1e9:,.0f}|{machine.device.bandwidth / 1e9:,.0f}|"
-            f"{machine.device.peak('bf16') / 1e12:,.4g}|{machine.device.reachable('bf16') / 1e12:,.4g}|"
-            f"{machine.link.name}|"
-            + (f"{machine.rent[0].usd:.2f} ({machine.rent[0].date})|" if machine.rent else "–|")
-            + (f"{machine.buy[0].usd:,.0f} ({machine.buy[0].date})" if machine.buy else "–")
-            for machine in found
-        ),
-    )
+    rows = []
+    for machine in found:
+        device = machine.device
+        speeds = f"{device.peak('bf16') / 1e12:,.4g}|{device.reachable('bf16') / 1e12:,.4g}"
+        rent = f"{machine.rent[0].usd:.2f} ({machine.rent[0].date})" if machine.rent else "–"
+        price = f"{machine.buy[0].usd:,.0f} ({machine.buy[0].date})" if machine.buy else "–"
+        memory = f"{device.memory / 1e9:,.0f}|{device.bandwidth / 1e9:,.0f}"
+        rows.append(f"{machine.name}|{memory}|{speeds}|{machine.link.name}|{rent}|{price}")
+    header = "one device|memory GB|read GB/s|bf16 TFLOP/s|reached|link|rent USD/h|purchase USD"
+    opt.print_rows(header, rows)
     if name:
         device = found[0].device
         print(f"{device.title}. Source: {device.source or 'your own file'}.")

@@ -170,14 +170,11 @@ def draft_command(
         f"{small.weights.name} ({1 / small.step:,.3g} tokens/s)\nas a draft model on {target.name}: c = "
         f"{cost:.3f}, α = {alpha:g}\n"
     )
-    opt.print_rows(
-        "k|tokens per round|cost in steps|speed-up|tokens/s",
-        (
-            f"{plan.k}|{plan.tokens_a_round:.2f}|{plan.round_cost:.2f}|{plan.speedup:.2f}|"
-            f"{plan.speedup / chosen.step:,.3g}"
-            for plan in tried
-        ),
-    )
+    rows = []
+    for plan in tried:
+        gain = f"{plan.speedup:.2f}|{plan.speedup / chosen.step:,.3g}"
+        rows.append(f"{plan.k}|{plan.tokens_a_round:.2f}|{plan.round_cost:.2f}|{gain}")
+    opt.print_rows("k|tokens per round|cost in steps|speed-up|tokens/s", rows)
     best = max(tried, key=lambda plan: plan.speedup)
     pays = f"It pays: k = {best.k}, × {best.speedup:.2f}." if best.speedup > 1 else "It does not pay."
     level = "It would never pay here." if pays_from is None else f"It pays from α = {pays_from:.2f}."
@@ -197,14 +194,11 @@ def score_command(as_json: Json = False) -> None:
     if not events:
         print("Nothing to compare yet: run herd plan once, then herd bench or herd raise.")
         return
-    opt.print_rows(
-        "predicted|runs|median error|worst|measured / predicted",
-        (
-            f"{kind.kind}|{kind.n}|{100 * kind.median_error:.1f} %|{100 * kind.worst_error:.1f} "
-            f"%|{kind.factor:.2f}"
-            for kind in kinds
-        ),
-    )
+    rows = []
+    for kind in kinds:
+        errors = f"{100 * kind.median_error:.1f} %|{100 * kind.worst_error:.1f} %"
+        rows.append(f"{kind.kind}|{kind.n}|{errors}|{kind.factor:.2f}")
+    opt.print_rows("predicted|runs|median error|worst|measured / predicted", rows)
     print()
     latest = []
     for event in events[-12:]:

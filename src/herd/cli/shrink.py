@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -132,7 +133,7 @@ def race_command(
     if as_json:
         print_json({"best": best.label(shrinker.pipeline.config), "arms": rows})
         return
-    print_table(("arm", "parameters", "bits/byte", "KL", "accuracy"), [_cells(row) for row in rows])
+    _print_measured("arm", rows)
     print(f"best: {best.label(shrinker.pipeline.config)}")
 
 
@@ -222,10 +223,7 @@ def prune_command(
     if as_json:
         print_json({"folder": str(folder), "n_params": config.n_params} | summary)
         return
-    print_table(
-        ("model", "parameters", "bits/byte", "KL", "accuracy"),
-        [_cells({"name": arm.name, "n_params": config.n_params} | summary)],
-    )
+    _print_measured("model", [{"name": arm.name, "n_params": config.n_params} | summary])
     print(f"{folder}: pruned and not trained; distil it with herd shrink or herd train")
 
 
@@ -314,24 +312,24 @@ def _print_forecast(shrinker: Shrinker, as_json: bool) -> None:
     print(f"together {duration(seconds)} and {nbytes(total)}; nothing was trained")
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    measures = (row[name]["value"] for name in ("bits_per_byte", "kl", "accuracy"))
-    return (row["name"], f"{row['n_params']:,}", *(f"{value:.4f}" for value in measures))
+def _print_measured(what: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Print sizes and qualities of models. ``what`` is the title of their names."""
+    table = []
+    for row in rows:
+        values = (f"{row[name]['value']:.4f}" for name in ("bits_per_byte", "kl", "accuracy"))
+        table.append((row["name"], f"{row['n_params']:,}", *values))
+    print_table((what, "parameters", "bits/byte", "KL", "accuracy"), table)
 
 
 def _print_result(done: Shrunk, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(done.folder), "failures": done.failures, "ledger": done.ledger})
         return
-    print_table(
-        ("model", "parameters", "bits/byte", "KL", "accuracy"), [_cells(row) for row in done.ledger["steps"]]
-    )
+    _print_measured("model", done.ledger["steps"])
     scored = [row for row in done.ledger["steps"] if row["scores"]]
     print()
-    print_table(
-        ("model", *scored[0]["scores"]),
-        [(row["name"], *(f"{score['value']:.1%}" for score in row["scores"].values())) for row in scored],
-    )
+    cells = [(row["name"], *(f"{score['value']:.1%}" for score in row["scores"].values())) for row in scored]
+    print_table(("model", *scored[0]["scores"]), cells)
     for failure in done.failures:
         print(f"WORSE: {failure}")
     for packed in sorted(done.folder.parent.glob("model-*")):
