@@ -152,7 +152,7 @@ class Shrinker:
             steps.append(self._untrained(trimmed, "vocabulary trimmed, not trained"))
         start = self._untrained(winner, "pruned, not trained")
         if not self.is_teacher(winner):
-            start.scores = self._scores("start", "not trained", winner, self._trained_folder(winner, 0))
+            start.scores = self._scores("start", "not trained", winner, self.trained_folder(winner, 0))
             steps.append(start)
         steps += raced
         if s.tokens and not self.is_teacher(winner):
@@ -162,9 +162,9 @@ class Shrinker:
                 steps.append(final)
             distilled = next(step for step in steps if step.name == final.name)
             run = self._run_name(winner, s.tokens)
-            folder = self._trained_folder(winner, s.tokens)
+            folder = self.trained_folder(winner, s.tokens)
             distilled.scores = self._scores(run, "distilled", winner, folder)
-        source = self._trained_folder(winner, s.tokens)
+        source = self.trained_folder(winner, s.tokens)
         folder = self._export(winner, shape, load_model(source))
         format_name = s.gguf or shape.weights
         if format_name not in PLAIN:
@@ -221,7 +221,7 @@ class Shrinker:
         if shape.weights in PLAIN:
             return quality
         arm, tokens = self.arm(shape), self.settings.race_tokens
-        return self._quantized(arm, self._trained_folder(arm, tokens), tokens, shape.weights)
+        return self.quantized(arm, self.trained_folder(arm, tokens), tokens, shape.weights)
 
     def is_teacher(self, arm: Arm) -> bool:
         """Return whether an arm is the whole teacher, which meets the budget in smaller formats alone."""
@@ -278,7 +278,8 @@ class Shrinker:
     def _run_name(self, arm: Arm, tokens: int) -> str:
         return self.pipeline.run_name(arm, tokens) if tokens and not self.is_teacher(arm) else "start"
 
-    def _trained_folder(self, arm: Arm, tokens: int) -> Path:
+    def trained_folder(self, arm: Arm, tokens: int) -> Path:
+        """Return the folder of an arm after its training on ``tokens``, or (0) before it."""
         name = self._run_name(arm, tokens)
         return self.folder / "arms" / arm.name / name / ("" if name == "start" else "model")
 
@@ -327,7 +328,7 @@ class Shrinker:
     def _rounded_name(self, arm: Arm, tokens: int, format_name: str) -> str:
         return f"{format_name}-{self._run_name(arm, tokens)}"
 
-    def _quantized(self, arm: Arm, source: Path, tokens: int, format_name: str) -> Quality:
+    def quantized(self, arm: Arm, source: Path, tokens: int, format_name: str) -> Quality:
         """Quantize ``source``, the arm after its training on ``tokens``, and return its quality."""
         name = self._rounded_name(arm, tokens, format_name)
         folder = self.folder / "arms" / arm.name / name
@@ -343,7 +344,7 @@ class Shrinker:
     def _quantized_steps(self, arm: Arm, source: Path, exported: Path, format_name: str) -> list[LedgerStep]:
         """Round the student to a format, distil it there if asked, and write the better of the two."""
         s, config = self.settings, arm.config
-        quality = self._quantized(arm, exported, s.tokens, format_name)
+        quality = self.quantized(arm, exported, s.tokens, format_name)
         best = plain = self.folder / "arms" / arm.name / self._rounded_name(arm, s.tokens, format_name)
         nbytes = (plain / "model.gguf").stat().st_size
         what = f"quantized to {format_name}"
