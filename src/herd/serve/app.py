@@ -5,7 +5,6 @@ An API is a module with a ``router``, listed in `_APIS`, and rows in `fields.yam
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import logging
 import secrets
@@ -36,7 +35,7 @@ from . import (
     openai_responses,
     pages,
 )
-from .auth import Authenticator, all_routes, refuse_unscoped
+from .auth import Authenticator, all_routes, ip_address, refuse_unscoped
 from .errors import ApiError, Forbidden, NotFound
 from .fields import field_table
 from .ledger import Ledger, Unmetered
@@ -208,13 +207,7 @@ def host_is_allowed(host: str, settings: ServeSettings) -> bool:
         return True
     name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
     known = ("localhost", settings.host, *settings.allowed_hosts)
-    if name.lower() in (each.lower() for each in known):
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
+    return name.lower() in (each.lower() for each in known) or ip_address(name) is not None
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

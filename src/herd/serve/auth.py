@@ -234,7 +234,9 @@ def refuse_unscoped(routes: Iterable[Any]) -> None:
 
 def check_binding(host: str, with_keys: bool) -> None:
     """Raise ConfigError if a server without keys would listen to other machines."""
-    if not with_keys and not _is_loopback(host):
+    address = ip_address(host.strip("[]"))
+    is_loopback = host == "localhost" or (address is not None and address.is_loopback)
+    if not with_keys and not is_loopback:
         raise ConfigError(
             f"--host {host} lets other machines in: add --keys (the first start prints an administrator's "
             "key), or listen on 127.0.0.1"
@@ -247,10 +249,9 @@ def _bearer(value: str) -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
+def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the IP address that a host is, or None for a name, and for "", which means every address."""
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False  # a name, or "" for every address
+        return None

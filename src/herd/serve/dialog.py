@@ -61,8 +61,8 @@ def read_messages(
             content = _json_text(content, f"{where}.content")
         shaped: dict[str, Any] = {"role": "system" if role in SYSTEM_ROLES else ROLES[role]}
         if is_upstream:
-            more = message.keys() - _SHAPED
-            shaped |= {name: message[name] for name in message if name in more and message[name] is not None}
+            more = {name: value for name, value in message.items() if name not in _SHAPED}
+            shaped |= {name: value for name, value in more.items() if value is not None}
         if is_upstream and shaped["role"] != "system" and has_media(content):
             shaped["content"] = _parts(content, f"{where}.content")
         else:
@@ -229,18 +229,18 @@ def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise BadRequest(f"{where}[{number}] must have a function with a name", f"{where}[{number}]")
-        arguments = function.get("arguments") or {}
+        arguments, place = function.get("arguments") or {}, f"{where}[{number}].function.arguments"
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments)
             except (ValueError, RecursionError) as error:
-                place = f"{where}[{number}].function.arguments"
                 raise BadRequest(f"{place} is not JSON: {str(error)[:100]}", place) from None
         if not isinstance(arguments, dict):
-            place = f"{where}[{number}].function.arguments"
             raise BadRequest(f"{place} must be an object", place)
-        shaped = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-        out.append(({"id": call["id"]} if isinstance(call.get("id"), str) else {}) | shaped)
+        shaped = function_call(call.get("id"), function["name"], arguments)
+        if not isinstance(shaped["id"], str):
+            del shaped["id"]
+        out.append(shaped)
     return out
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,6 @@ from ..engine.request import Delta, TokenLogprob
 from ..text.tokenizer import Tokenizer
 from ..text.toolcall import Call, Content, Event, Malformed, Reasoning
 from .events import (
-    AnswerCall,
     AnswerEnd,
     AnswerEvent,
     AnswerText,
@@ -20,10 +17,10 @@ from .events import (
     AnswerUsage,
     Piece,
     ScoredToken,
+    answer_call,
 )
 from .problems import Overloaded, api_error
 from .source import AnswerSource
-from .tools import OfferedTool
 
 if TYPE_CHECKING:
     from ..engine.loop import EngineLoop, Generation
@@ -170,14 +167,9 @@ class _ChoiceReader:
             self.problems.append(f"tools=the model wrote a call that cannot be read: {event.reason}"[:300])
             return None
         assert isinstance(event, Call)
-        name = event.call.name
-        tool = self._prompt.tools.get(name)
-        if tool is None:
-            self.problems.append(f"tools=the model called {name!r}, which is not among the tools")
-            tool = OfferedTool(name)
-        arguments = json.dumps(event.call.arguments, ensure_ascii=False)
+        call = event.call.name, event.call.arguments
         self._n_calls += 1
-        return AnswerCall(self._index, self._n_calls - 1, secrets.token_hex(12), tool, arguments)
+        return answer_call(self._index, self._n_calls - 1, call, self._prompt.tools, self.problems)
 
     def _end(self, delta: Delta) -> AnswerEnd:
         if delta.finish_reason != "stop":

@@ -5,7 +5,9 @@ Where an answer comes from does not matter here: `source.py` says what its sourc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal
@@ -101,6 +103,20 @@ class ServerResult:
 
 
 AnswerEvent = AnswerText | AnswerThought | AnswerCall | ServerCall | ServerResult | AnswerEnd
+
+
+def answer_call(
+    index: int, number: int, call: tuple[str, Any], tools: Mapping[str, OfferedTool], warnings: list[str]
+) -> AnswerCall:
+    """Return the event of a call (name, arguments) that a model wrote.
+
+    A name that is not among the ``tools`` is added to the ``warnings``.
+    """
+    name, arguments = call
+    if name not in tools:
+        warnings.append(f"tools=the model called {name[:80]!r}, which is not among the tools")
+    tool = tools.get(name, OfferedTool(name))
+    return AnswerCall(index, number, secrets.token_hex(12), tool, json.dumps(arguments, ensure_ascii=False))
 
 
 @dataclass(frozen=True)

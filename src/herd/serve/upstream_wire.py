@@ -14,12 +14,11 @@ answer are counted like this:
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .calls import ChatCall, TextCall
-from .events import AnswerCall, AnswerEnd, AnswerEvent, AnswerText, AnswerThought, EndReason, ScoredToken
+from .events import AnswerEnd, AnswerEvent, AnswerText, AnswerThought, EndReason, ScoredToken, answer_call
 from .forms import ANY_OBJECT
 from .problems import BadRequest
 from .tools import OfferedTool, function_call
@@ -39,11 +38,9 @@ _END_REASONS: Mapping[str, EndReason] = {"length": "length", "tool_calls": "tool
 
 def chat_body(call: ChatCall, model: str) -> dict[str, Any]:
     """Return the body for ``/v1/chat/completions``, but for what `UpstreamSource` adds."""
-    body = {"model": model, "messages": _messages(call), **_sampling(call.sampling)}
+    body = {"model": model, "messages": _messages(call), **_settings(call)}
     if (logprobs := call.sampling.get("logprobs")) is not None:
         body |= {"logprobs": True, "top_logprobs": logprobs}
-    if call.n > 1:
-        body["n"] = call.n
     if call.prefill:
         body |= {"continue_final_message": True, "add_generation_prompt": False}
     tools = [] if call.tool_choice.mode == "none" else list(call.tools)
@@ -57,19 +54,15 @@ def chat_body(call: ChatCall, model: str) -> dict[str, Any]:
             body["tool_choice"] = single if len(tools) == 1 else "required"
         else:
             body["tool_choice"] = "auto"
-    return body | _response_format(call.schema)
+    return body
 
 
 def text_body(call: TextCall, model: str) -> dict[str, Any]:
     """Return the body for ``/v1/completions``, but for what `UpstreamSource` adds."""
-    body = {"model": model, "prompt": call.prompt, **_sampling(call.sampling)}
+    body = {"model": model, "prompt": call.prompt, **_settings(call)}
     if (logprobs := call.sampling.get("logprobs")) is not None:
         body["logprobs"] = logprobs
-    if call.n > 1:
-        body["n"] = call.n
-    if call.echo:
-        body["echo"] = True
-    return body | _response_format(call.schema)
+    return body | ({"echo": True} if call.echo else {})
 
 
 def check_passed(passed: Mapping[str, Any]) -> None:
@@ -171,25 +164,21 @@ def _tool(tool: OfferedTool) -> dict[str, Any]:
     return {"type": "function", "function": tool.schema | ({"strict": True} if tool.strict else {})}
 
 
-def _sampling(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that the client gave, by the names of the API."""
-    given = {name: value for name, value in sampling.items() if value is not None and name != "logprobs"}
-    if "stop" in given:
-        given["stop"] = list(given["stop"])
-        if not given["stop"]:
-            del given["stop"]
+def _settings(call: ChatCall | TextCall) -> dict[str, Any]:
+    """Return the settings that the client gave, except ``logprobs``, by the names of the API."""
+    given = {name: value for name, value in call.sampling.items() if value is not None and name != "logprobs"}
+    if stop := list(given.pop("stop", ())):
+        given["stop"] = stop
     if "logit_bias" in given:
         given["logit_bias"] = {str(id_): bias for id_, bias in given["logit_bias"].items()}
+    if call.n > 1:
+        given["n"] = call.n
+    if call.schema == ANY_OBJECT:
+        given["response_format"] = {"type": "json_object"}
+    elif call.schema is not None:
+        named = {"name": "answer", "schema": call.schema, "strict": True}
+        given["response_format"] = {"type": "json_schema", "json_schema": named}
     return given
-
-
-def _response_format(schema: dict[str, Any] | None) -> dict[str, Any]:
-    if schema is None:
-        return {}
-    if schema == ANY_OBJECT:
-        return {"response_format": {"type": "json_object"}}
-    named = {"name": "answer", "schema": schema, "strict": True}
-    return {"response_format": {"type": "json_schema", "json_schema": named}}
 
 
 class ChoiceReader:
@@ -272,15 +261,9 @@ class ChoiceReader:
         except (ValueError, RecursionError) as error:
             self.warnings.append(f"tools=the model wrote a call that cannot be read: {error}"[:300])
             return []
-        tool = self._tools.get(call["name"])
-        if tool is None:
-            self.warnings.append(
-                f"tools=the model called {call['name'][:80]!r}, which is not among the tools"
-            )
-            tool = OfferedTool(call["name"])
         self._n_calls += 1
-        text = json.dumps(arguments, ensure_ascii=False)
-        return [AnswerCall(self._index, self._n_calls - 1, secrets.token_hex(12), tool, text)]
+        made = call["name"], arguments
+        return [answer_call(self._index, self._n_calls - 1, made, self._tools, self.warnings)]
 
 
 def told_usage(chunk: Mapping[str, Any]) -> tuple[int, int, int] | None:
