@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from ..errors import EngineError
@@ -149,7 +150,11 @@ class ChatSession:
         context = self.engine.context
         room = min(self.sampling.max_tokens or ANSWER_TOKENS, ANSWER_TOKENS, context // 4)
         messages = list(self.messages)
-        while len(ids := self._render(messages)) + room > context:
+        render = partial(
+            self.chat.render, tools=list(self.tools) or None, tool_call_format=self.tool_call_format,
+            generation_prompt=True, date=self.date,
+        )  # fmt: skip
+        while len(ids := render(messages).ids) + room > context:
             starts = [i for i, message in enumerate(messages) if message["role"] == "user"]
             if len(starts) < 2:
                 break
@@ -161,16 +166,6 @@ class ChatSession:
             )
         self.messages[:] = messages
         return ids
-
-    def _render(self, messages: list[dict[str, Any]]) -> list[int]:
-        rendered = self.chat.render(
-            messages,
-            tools=list(self.tools) or None,
-            tool_call_format=self.tool_call_format,
-            generation_prompt=True,
-            date=self.date,
-        )
-        return rendered.ids
 
 
 class _Reply:

@@ -11,10 +11,10 @@ from ..text.tokenizer import StreamDecoder, Tokenizer
 
 
 class TextStream:
-    """A decoder that takes ids one by one and returns the text that is certain."""
+    """A decoder that takes ids one by one and returns the text that is certain: none without a tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
-        self._decoder = StreamDecoder(tokenizer)
+    def __init__(self, tokenizer: Tokenizer | None, stop: tuple[str, ...] = ()) -> None:
+        self._decoder = None if tokenizer is None else StreamDecoder(tokenizer)
         self._stop = stop
         self._held = ""
         self.stop_string: str | None = None
@@ -27,11 +27,11 @@ class TextStream:
 
     def feed(self, token_id: int) -> str:
         """Return the text that has become certain. Set ``stop_string`` when one is complete."""
-        return self._release(self._decoder.feed(token_id))
+        return "" if self._decoder is None else self._release(self._decoder.feed(token_id))
 
     def finish(self) -> str:
         """Return the text that was held back. A broken character at the end becomes U+FFFD."""
-        if self.stopped:
+        if self.stopped or self._decoder is None:
             return ""
         text = self._release(self._decoder.finish()) + self._held
         self._held = ""

@@ -290,18 +290,14 @@ class EngineLoop:
         """Run all messages. If there is no request to compute, wait for one."""
         busy = self.engine.n_active or self.engine.n_waiting or self._arrived
         idle = not busy and not (self._closing and not self._open)
-        while True:
-            with suppress(queue.Empty):
-                if idle:
-                    wait = None
-                    if self._closing:
-                        wait = max(0.0, min(self._deadline - time.monotonic(), threading.TIMEOUT_MAX))
-                    self._messages.get(timeout=wait)()
-                    idle = False
-                else:
-                    self._messages.get_nowait()()
-                continue
-            return
+        with suppress(queue.Empty):
+            if idle:
+                wait = None
+                if self._closing:
+                    wait = max(0.0, min(self._deadline - time.monotonic(), threading.TIMEOUT_MAX))
+                self._messages.get(timeout=wait)()
+            while True:
+                self._messages.get_nowait()()
 
     def _start(self, generation: Generation, guide: Guide | None) -> None:
         if not generation.done:  # cancelled while its constraint was compiled

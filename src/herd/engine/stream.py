@@ -156,7 +156,7 @@ class Sequence:
         self.speculated = speculated
         self.stop_ids = stop_ids | request.stop_ids
         self.seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-        self.text = None if tokenizer is None else TextStream(tokenizer, sampling.stop)
+        self.text = TextStream(tokenizer, sampling.stop)
         self.tokens = list(stream.prompt_ids)
         self.digests: list[bytes] = []  # of the prompt's full pages, once computed
         self.in_cache: Cached | None = None  # None while it waits
@@ -229,19 +229,18 @@ class Sequence:
         self.n_new += 1
         self.tokens.append(token)
         self.logits_processor.push((token,))
-        piece = "" if self.text is None else self.text.feed(token)
+        piece = self.text.feed(token)
         reason: FinishReason | None = None
-        if (self.text is not None and self.text.stopped) or self.logits_processor.complete:
+        if self.text.stopped or self.logits_processor.complete:
             reason = "stop"
         elif self.n_new == self.limit:
             reason = self.limit_reason
-        if reason and self.text is not None:
+        if reason:
             piece += self.text.finish()
             if self.text.stopped:  # the end of a broken character may complete a stop string
                 reason = "stop"
-        stop_string = None if self.text is None else self.text.stop_string
         speculated = self.speculated if reason else None
-        self.stream.push(Delta(piece, (token,), reason, None, logprobs, speculated, stop_string))
+        self.stream.push(Delta(piece, (token,), reason, None, logprobs, speculated, self.text.stop_string))
         return reason is not None
 
     def record_draft(self, counts: Speculated) -> None:
@@ -255,5 +254,4 @@ class Sequence:
 
     def end(self, reason: FinishReason, stop_id: int | None = None) -> None:
         """Push the last delta, without a token."""
-        text = "" if self.text is None else self.text.finish()
-        self.stream.push(Delta(text, (), reason, stop_id, speculated=self.speculated))
+        self.stream.push(Delta(self.text.finish(), (), reason, stop_id, speculated=self.speculated))
