@@ -113,7 +113,7 @@ def run_command(
             "usd_per_million": None if costs is None else {k: _with_blended(v) for k, v in costs.items()},
             "break_even": [] if costs is None else _break_even_records(name, costs["full"]),
         }
-        print_json(opt.finite(record))
+        print_json(record)
         return
     _print_ways(target, name, rows)
     if chosen is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -134,15 +133,6 @@ def way_record(name: str, way: Way) -> dict[str, Any]:
 def print_rows(header: str, rows: Iterable[str]) -> None:
     """Print a table of rows whose cells are separated by ``|``."""
     print_table(header.split("|"), [row.split("|") for row in rows])
-
-
-def finite(record: Any) -> Any:
-    """Return the record with None for infinity, which JSON does not have."""
-    if isinstance(record, dict):
-        return {key: finite(value) for key, value in record.items()}
-    if isinstance(record, list):
-        return [finite(value) for value in record]
-    return None if isinstance(record, float) and not math.isfinite(record) else record
 
 
 def sentence(text: str) -> str:

@@ -65,7 +65,7 @@ def serve_command(
     able = [served for served in found if served.meets(p95_ttft)]
     if as_json:
         records = [_served_record(served, p95_ttft) for served in found]
-        print_json(opt.finite({"machine": target.name, "meets": bool(able), "splits": records}))
+        print_json({"machine": target.name, "meets": bool(able), "splits": records})
         return
     asked = f"{users} users, {prompt:,} tokens in, {answer:,} out, {think:g} s between requests"
     print(f"{name} on {target.name}: {asked}\n")
