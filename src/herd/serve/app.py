@@ -95,13 +95,7 @@ def create_app(
         app.state.ledger.close()
 
     app = FastAPI(
-        title="Herd",
-        version=__version__,
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        redirect_slashes=False,
+        title="Herd", version=__version__, lifespan=lifespan, openapi_url=None, redirect_slashes=False
     )
     if not isinstance(served, ModelPool):
         served = ModelPool([ModelSlot.of(served)])

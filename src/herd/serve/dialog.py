@@ -16,7 +16,7 @@ from ..errors import ChatError
 from ..text.chat_format import ChatFormat
 from ..text.llama3_chat import TOOL_PROMPTS, call_text
 from ..text.messages import ROLES, json_text
-from .problems import BadRequest
+from .problems import BadRequest, parsed_json
 from .tools import OfferedTool, function_call
 
 TEXT_PARTS = ("text", "input_text", "output_text")
@@ -231,10 +231,7 @@ def _calls(calls: Any, where: str) -> list[dict[str, Any]]:
             raise BadRequest(f"{where}[{number}] must have a function with a name", f"{where}[{number}]")
         arguments, place = function.get("arguments") or {}, f"{where}[{number}].function.arguments"
         if isinstance(arguments, str):
-            try:
-                arguments = json.loads(arguments)
-            except (ValueError, RecursionError) as error:
-                raise BadRequest(f"{place} is not JSON: {str(error)[:100]}", place) from None
+            arguments = parsed_json(arguments, place)
         if not isinstance(arguments, dict):
             raise BadRequest(f"{place} must be an object", place)
         shaped = function_call(call.get("id"), function["name"], arguments)

@@ -17,7 +17,7 @@ from ..errors import ConstraintError
 from ..text.answers import AnswerParser
 from ..text.tokenizer import Tokenizer
 from ..text.toolcall import Content, Event
-from .problems import BadRequest
+from .problems import BadRequest, parsed_json
 from .tools import OfferedTool, ToolChoice
 
 MAX_CALLS = 32
@@ -100,10 +100,7 @@ def _read_form(
         return ANY_OBJECT, None
     if kind == "json":
         if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except (ValueError, RecursionError) as error:
-                raise BadRequest(f"{where} is not JSON: {str(error)[:100]}", where) from None
+            value = parsed_json(value, where)
         return enforceable_schema(value, True, where, warnings), None
     if kind == "choice":
         if not value or not isinstance(value, list) or not all(isinstance(each, str) for each in value):

@@ -154,8 +154,8 @@ def revoke_key(store: Store, id_or_name: str, actor: str) -> KeyInfo:
     with store.write(durable=True) as connection:
         info = _find(connection, id_or_name)
         if info.revoked_ms is None:
-            _change(connection, actor, "revoke key", info, revoked_ms=now_ms())
-        return _find(connection, info.id)
+            info = _change(connection, actor, "revoke key", info, revoked_ms=now_ms())
+        return info
 
 
 def change_key(
@@ -179,8 +179,7 @@ def change_key(
             choose_currency(connection, currency)
         expires = info.expires_ms if expires_ms is ... else _checked_end(info.name, expires_ms)
         values = {"policy": policy.model_dump(mode="json"), "expires_ms": expires}
-        _change(connection, actor, "change key", info, **values)
-        return _find(connection, info.id)
+        return _change(connection, actor, "change key", info, **values)
 
 
 def rotate_key(store: Store, id_or_name: str, actor: str) -> tuple[KeyInfo, str]:
@@ -188,8 +187,7 @@ def rotate_key(store: Store, id_or_name: str, actor: str) -> tuple[KeyInfo, str]
     secret = _new_secret()
     with store.write(durable=True) as connection:
         info = _find_valid(connection, id_or_name)
-        _change(connection, actor, "rotate key", info, digest=_digest(secret))
-        return _find(connection, info.id), _token(info.id, secret)
+        return _change(connection, actor, "rotate key", info, digest=_digest(secret)), _token(info.id, secret)
 
 
 def has_keys(store: Store) -> bool:
@@ -288,10 +286,11 @@ def _find_valid(connection: sql.Connection, id_or_name: str) -> KeyInfo:
     return info
 
 
-def _change(connection: sql.Connection, actor: str, act: str, info: KeyInfo, **values: Any) -> None:
-    """Store new values of a key's columns."""
+def _change(connection: sql.Connection, actor: str, act: str, info: KeyInfo, **values: Any) -> KeyInfo:
+    """Store new values of a key's columns, and return the changed key."""
     connection.execute(keys.update().where(keys.c.id == info.id).values(values))
     _changed(connection, actor, act, info)
+    return _find(connection, info.id)
 
 
 def _changed(connection: sql.Connection, actor: str, act: str, info: KeyInfo) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -81,9 +80,8 @@ def _chat_call(exchange: Exchange[ChatRequest]) -> ChatCall:
     tools = read_tools(asked.tools, warnings, exchange.offer)
     if asked.top_logprobs is not None and not asked.logprobs:
         raise BadRequest("top_logprobs needs logprobs: true", "top_logprobs")
-    if None not in (asked.max_tokens, asked.max_completion_tokens) and (
-        asked.max_tokens != asked.max_completion_tokens
-    ):
+    limits = {asked.max_tokens, asked.max_completion_tokens}
+    if None not in limits and len(limits) > 1:
         warnings.append("max_tokens=max_completion_tokens is used instead")
     sampling = asked.sampling() | {
         "max_tokens": asked.max_completion_tokens or asked.max_tokens,
@@ -102,21 +100,12 @@ def _chat_call(exchange: Exchange[ChatRequest]) -> ChatCall:
         raise BadRequest(
             "add_generation_prompt: false needs continue_final_message: true", "add_generation_prompt"
         )
-    call = ChatCall(
-        messages,
-        sampling,
-        tools,
-        read_tool_choice(asked.tool_choice, tools, warnings),
-        asked.parallel_tool_calls is not False,
-        n=asked.n or 1,
-        warnings=warnings,
-        prefill=prefill,
-        cache_salt=asked.cache_salt or "",
-    )
-    if is_upstream:
-        return replace(call, schema=asked.json_schema, passed=asked.passed)
-    schema, grammar = read_forms(asked.forms, warnings)
-    return replace(call, schema=schema, grammar=grammar)
+    choice = read_tool_choice(asked.tool_choice, tools, warnings)
+    schema, grammar = (asked.json_schema, None) if is_upstream else read_forms(asked.forms, warnings)
+    return ChatCall(
+        messages, sampling, tools, choice, asked.parallel_tool_calls is not False, schema, asked.n or 1,
+        warnings, prefill=prefill, grammar=grammar, cache_salt=asked.cache_salt or "", passed=asked.passed,
+    )  # fmt: skip
 
 
 class ChatWriter(ChunkWriter):

@@ -65,15 +65,10 @@ def _text_calls(exchange: Exchange[CompletionRequest]) -> list[TextCall]:
         "max_tokens": asked.max_tokens or DEFAULT_MAX_TOKENS,
         "logprobs": asked.logprobs,
     }
-    if exchange.served.is_upstream:
-        more: dict[str, Any] = {"cache_salt": asked.cache_salt or "", "passed": asked.passed}
-        schema, echo = asked.json_schema, bool(asked.echo)
-        return [TextCall(each, sampling, asked.n or 1, schema, echo=echo, **more) for each in given]
-    schema, grammar = read_forms(asked.forms, exchange.warnings)
-    return [
-        TextCall(each, sampling, asked.n or 1, schema, grammar, bool(asked.echo), asked.cache_salt or "")
-        for each in given
-    ]
+    is_upstream, salt = exchange.served.is_upstream, asked.cache_salt or ""
+    schema, grammar = (asked.json_schema, None) if is_upstream else read_forms(asked.forms, exchange.warnings)
+    more = schema, grammar, bool(asked.echo), salt, asked.passed
+    return [TextCall(each, sampling, asked.n or 1, *more) for each in given]
 
 
 class CompletionWriter(ChunkWriter):
@@ -121,16 +116,13 @@ class _LogprobColumns:
 
     def add(self, scores: Sequence[ScoredToken]) -> dict[str, list[Any]]:
         """Return the columns of the next tokens."""
-        out: dict[str, list[Any]] = {
-            name: [] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
-        }
+        names = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+        out: dict[str, list[Any]] = {name: [] for name in names}
         for each in scores:
-            known = each.logprob is not None
+            top = {_name(raw): max(nats, -9999.0) for raw, nats in each.top}
             out["tokens"].append(_name(each.raw))
             out["token_logprobs"].append(None if each.logprob is None else max(each.logprob, -9999.0))
-            out["top_logprobs"].append(
-                {_name(raw): max(nats, -9999.0) for raw, nats in each.top} if known else None
-            )
+            out["top_logprobs"].append(None if each.logprob is None else top)
             out["text_offset"].append(self._length)
             self._length += len(self._decoder.decode(each.raw))
         return out

@@ -6,6 +6,7 @@ anything about the inside.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from typing import Any
@@ -30,6 +31,14 @@ class BadRequest(ApiError):
     """A request that cannot be served as it is. ``param`` names the field at fault."""
 
     status, type = 400, "invalid_request_error"
+
+
+def parsed_json(text: str, where: str) -> Any:
+    """Return the value of a JSON text inside a request. Raises `BadRequest` if it is not valid."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"{where} is not JSON: {str(error)[:100]}", where) from None
 
 
 class PromptTooLong(BadRequest):

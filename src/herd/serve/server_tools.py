@@ -51,9 +51,9 @@ class ServerTools:
                 raise ConfigError(
                     f"MCP server {tool.server}: this is the name of a builtin tool, choose another"
                 )
-            name = called_name(tool.server, tool.name)
+            name, group = called_name(tool.server, tool.name), tool.server
             self._add(
-                OfferedTool(name, tool.description, tool.parameters, name_inside=tool.name, group=tool.server)
+                OfferedTool(name, tool.description, tool.parameters, name_inside=tool.name, group=group)
             )
 
     def _add(self, tool: OfferedTool) -> None:

@@ -6,9 +6,8 @@ of this process's engine.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from .events import AnswerUsage, Piece
 
@@ -41,18 +40,16 @@ class CheckedPrompt(Protocol):
 PromptT = TypeVar("PromptT", bound=CheckedPrompt)
 
 
-class AnswerSource(ABC):
+class AnswerSource(Protocol):
     """A model's answer to one or more prompts, while it is generated, for one reader on the event loop."""
 
     warnings: Sequence[str] = ()
     """What the client is told at the end. Complete when all pieces were read."""
 
-    @abstractmethod
     def pieces(self) -> AsyncIterator[Piece]:
         """Yield the answer as it is generated. Raises an error if it ends early."""
 
     @property
-    @abstractmethod
     def usage(self) -> AnswerUsage:
         """Tokens and times up to now."""
 
@@ -69,12 +66,11 @@ class AnswerSource(ABC):
         """The number of the prompts' tokens that came from the cache."""
         return 0
 
-    @abstractmethod
     def cancel(self) -> None:
         """End the answer early, from any thread. `pieces` then raises."""
 
 
-class Servable(ABC, Generic[PromptT]):
+class Servable(Protocol[PromptT]):
     """A model that clients can ask, wherever it runs.
 
     ``aliases`` are other names that clients may use. "*": any name. ``adapters`` are the adapters on the
@@ -97,40 +93,31 @@ class Servable(ABC, Generic[PromptT]):
         raise KeyError(name)
 
     @property
-    @abstractmethod
     def vocab_size(self) -> int | None:
         """The number of token ids, if it is known."""
 
     @property
-    @abstractmethod
     def has_chat(self) -> bool:
         """Whether the model answers dialogs. Otherwise it only continues text."""
 
-    @abstractmethod
     async def prepare_chat(self, call: ChatCall) -> PromptT:
         """Return the prompt of a dialog. Raises `ApiError` for what cannot be served."""
 
-    @abstractmethod
     async def prepare_text(self, call: TextCall) -> PromptT:
         """Return the prompt for a continuation of a text. Raises `ApiError` for what cannot be served."""
 
-    @abstractmethod
     async def prepare_embeddings(self, call: EmbeddingCall) -> Sequence[PromptT]:
         """Return the prompts for embeddings, with as many answers. Raises `ApiError` likewise."""
 
-    @abstractmethod
     async def encode_chat(self, call: ChatCall) -> list[int]:
         """Return the token ids of a dialog's prompt, also of one that exceeds the context."""
 
-    @abstractmethod
     async def encode(self, text: str, *, bos: bool, special: bool) -> list[int]:
         """Return the token ids of a text."""
 
-    @abstractmethod
     async def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids. Raises `ApiError` for an id outside the vocabulary."""
 
-    @abstractmethod
     async def token_bytes(self, ids: Sequence[int]) -> list[bytes]:
         """Return the bytes of each token."""
 
@@ -139,15 +126,13 @@ class Servable(ABC, Generic[PromptT]):
 
         Called before prompts are reserved, and again if the upper bound was ``refused``.
         """
+        return None
 
-    @abstractmethod
     async def start(self, prompts: Sequence[PromptT], principal: Principal) -> AnswerSource:
         """Begin to answer. Returns once the request has passed all checks, or raises `ApiError`."""
 
-    @abstractmethod
     def stats(self) -> EngineStats | None:
         """Return the state of the engine, if it runs in this process. Safe from any thread."""
 
-    @abstractmethod
     def close(self, drain_seconds: float = 0.0) -> None:
         """Let open answers finish for so long, and end the rest. Called from a thread of its own."""

@@ -204,6 +204,7 @@ class _Stream:
         self._fleet, self._model, self._prompt, self._salt, self._put = fleet, model, prompt, salt, put
         self._first = first  # index of the prompt's first choice
         self._told_prompt: int | None = None
+        self._total: int | None = None  # of all choices, once the upstream has told it
         self._told_warnings: list[str] = []
         self.cached_tokens = 0
         self.accepted = asyncio.Event()
@@ -294,35 +295,32 @@ class _Stream:
         self, upstream: Upstream, response: ClientResponse, limit: asyncio.Timeout
     ) -> None:
         clock, silence = asyncio.get_running_loop().time, self._fleet.times.silence
-        self._choices = self._new_choices()
-        total: int | None = None
+        self._choices, self._total = self._new_choices(), None
         async for data in _sse_data(response):
             if data == b"[DONE]":
                 break
             chunk = json.loads(data)
             if error := chunk.get("error"):
                 raise _stream_error(error)
-            total = await self._read_chunk(upstream, chunk, total, limit)
+            await self._read_chunk(upstream, chunk, limit)
             limit.reschedule(clock() + (silence if self.delivers else self._fleet.times.first))
         if not all(choice.has_ended for choice in self._choices):
             text = "the upstream closed the stream before the end of the answer"
             raise _UpstreamFailed(_gateway_error(text))
         limit.reschedule(None)
-        if total is not None:  # what the upstream says at the end counts
-            self._choices[-1].tokens += total - sum(choice.tokens for choice in self._choices)
+        if self._total is not None:  # what the upstream says at the end counts
+            self._choices[-1].tokens += self._total - sum(choice.tokens for choice in self._choices)
         for index, choice in enumerate(self._choices, self._first):
             await self._put(Piece(index, choice.tokens, choice.finish()))
 
-    async def _read_chunk(
-        self, upstream: Upstream, chunk: dict[str, Any], total: int | None, limit: asyncio.Timeout
-    ) -> int | None:
-        """Deliver the events of a chunk. Return the total of completion tokens, once it is known."""
+    async def _read_chunk(self, upstream: Upstream, chunk: dict[str, Any], limit: asyncio.Timeout) -> None:
+        """Deliver the events of a chunk."""
         usage, choices = told_usage(chunk), chunk.get("choices") or ()
         self._told_warnings += told_warnings(chunk)
         if usage is not None:
             self._told_prompt, self.cached_tokens = usage[0], usage[1]
-        if usage is not None and not choices:
-            return usage[2]
+            if not choices:
+                self._total = usage[2]
         tells = usage is not None and len(choices) == 1 and upstream.tells_usage(self._model)
         for each in choices:
             number = int(each.get("index", 0))
@@ -331,7 +329,6 @@ class _Stream:
                 self.delivers = True
                 limit.reschedule(None)  # a client that reads slowly is not the upstream's fault
                 await self._put(Piece(self._first + number, self._choices[number].tokens, events))
-        return total
 
     def _new_choices(self) -> list[ChoiceReader]:
         return [ChoiceReader(self._first + n, self._prompt.tools) for n in range(self._prompt.n)]
