@@ -106,7 +106,6 @@ def test_no_summary_leaves_a_word_or_two_for_a_second_line():
 
 
 USED_FROM_OUTSIDE = {
-    "list_commands": "click calls it to order the verbs in the help text",
     "readinto": "io.BufferedReader calls it",
     "extra_repr": "torch calls it to print a layer",
     **dict.fromkeys(

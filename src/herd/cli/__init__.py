@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 
 from .. import machine
 from ..errors import HerdError
@@ -45,7 +45,7 @@ class Verb:
     resume: str | None = None
 
 
-VERBS: dict[str, Verb] = {
+VERBS: dict[str, Verb] = {  # in the order of the help text
     "pull": Verb("models", "Download a model by name.", "pull_command", resume=""),
     "list": Verb("models", "List the models on this disk and the known names.", "list_command"),
     "rm": Verb("models", "Delete a downloaded model.", "remove_command"),
@@ -77,13 +77,6 @@ class _LazyCommand(TyperCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         return load_verb(self.name or "").make_context(info_name, args, parent=parent, **extra)
-
-
-class _InOrder(TyperGroup):
-    """The group of all verbs. Lists them in the order of `VERBS`."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.commands)
 
 
 def load_verb(name: str) -> Any:
@@ -118,7 +111,7 @@ def _root(
 
 def build() -> Any:
     """Return the command with all verbs, without importing their modules."""
-    app = typer.Typer(cls=_InOrder, no_args_is_help=True, rich_markup_mode=None)
+    app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
     app.callback()(_root)
     for name, verb in VERBS.items():
         app.command(name, cls=_LazyCommand, help=verb.help)(lambda: None)

@@ -118,10 +118,10 @@ def tune_command(
         print(f"merge it:   {shlex.join(['herd', 'tune', 'merge', str(tuned.folder), '--to', 'Q4_0'])}")
 
 
-def _print_lines(lines: list[tuple[str, str]], file: Any = None) -> None:
+def _print_lines(lines: list[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in lines)
     for name, text in lines:
-        print(f"{name:>{width}}  {text}", file=file or sys.stdout)
+        print(f"{name:>{width}}  {text}")
 
 
 @app.command("merge")

@@ -52,8 +52,8 @@ class Scored(NamedTuple):
 class Scorer:
     """A scorer of ``model``. It keeps the last head for the next call."""
 
-    def __init__(self, model: LlamaLM, max_context: int | None = None) -> None:
-        self.model, self.context = model, max_context or model.config.max_context
+    def __init__(self, model: LlamaLM) -> None:
+        self.model, self.context = model, model.config.max_context
         self._longest = 0
         self._room_for(PAGE)
 
