@@ -68,14 +68,9 @@ class StdioServer:
         self._reason, self._errors, self.is_over = "", b"", False
         self.expect()
         words = (sys.executable, "-I", "-S", str(KEEPER), str(os.getpid()), *self._command)
+        pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), asyncio.subprocess.PIPE)
         self._process = process = await asyncio.create_subprocess_exec(
-            *words,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self._env,
-            limit=LINE_BYTES,
-            start_new_session=True,
+            *words, **pipes, env=self._env, limit=LINE_BYTES, start_new_session=True
         )
         received, incoming = anyio.create_memory_object_stream[Any](0)
         outgoing, sent = anyio.create_memory_object_stream[Any](0)
