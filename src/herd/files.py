@@ -62,6 +62,21 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary path next to ``target`` that becomes it when the block ends without an error."""
+    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _fsync(temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise storage_error(target, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes ``target`` when the block ends without an error."""
     target = Path(target).absolute()

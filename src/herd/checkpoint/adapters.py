@@ -22,12 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..files import require_free_space, storage_error, whole_folder, write_json
+from ..files import require_free_space, whole_folder, write_json
 from ..llama.lora import LoraLinear, lora_layers, scale_of
 from ..llama.model import LlamaLM
-from ..quant.formats import F32
 from .adapter_config import base_in, read_adapter_config
-from .gguf_write import Value, write_gguf
+from .gguf_write import Value, write_fp32_gguf
 from .lineage import Lineage
 from .names import gguf_name, to_pairs
 from .paths import ADAPTER, ADAPTER_CONFIG, PICKLED_ADAPTER
@@ -210,18 +209,7 @@ def export_gguf_adapter(file: Path, model: LlamaLM, name: str) -> None:
         ("adapter.type", "STRING", "lora"),
         ("adapter.lora.alpha", "FLOAT32", scale * rank),
     ]
-    tensors = dict(_gguf_tensors(layers, model.config.head_dim))
-    plan = {theirs: (tuple(tensor.shape), F32) for theirs, tensor in tensors.items()}
-    require_free_space(file, sum(tensor.nbytes for tensor in tensors.values()) + 1_000_000)
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_gguf(temporary, metadata, plan, lambda theirs: [tensors[theirs].view(torch.uint8)])
-        temporary.replace(file)
-    except OSError as error:
-        raise storage_error(file, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_fp32_gguf(file, metadata, dict(_gguf_tensors(layers, model.config.head_dim)))
 
 
 def _gguf_tensors(layers: Mapping[str, LoraLinear], head_dim: int) -> Iterator[tuple[str, Tensor]]:

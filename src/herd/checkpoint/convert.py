@@ -8,7 +8,6 @@ licence. Nothing is downloaded or executed.
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +22,7 @@ from .chat_format import read_folder_tokenizer
 from .folder import checkpoint_hash, write_checkpoint
 from .gguf import gguf_file
 from .gguf_folder import GGUFSource
-from .hf import config_to_hf, read_json
+from .hf import read_json
 from .journal import key_of
 from .lineage import Lineage, licence_notice, load_lineage
 from .model_source import load_config, load_tokenizer
@@ -174,20 +173,11 @@ def _rewrite(
     *,
     importing: bool,
 ) -> str:
-    source, data = ImportSource(folder), read_json(folder / CONFIG)
+    source, theirs = ImportSource(folder), read_json(folder / CONFIG)
     dtype = weights.common_dtype(source.wanted, folder) if dtype is None else dtype
     warn_of_adapter_beside_model(folder)
-    kept = read_kept(folder, KEPT_FILES)
-    written_config = config_to_hf(
-        source.config,
-        dtype=str(dtype).removeprefix("torch."),
-        bos_token_id=data.get("bos_token_id"),
-        eos_token_id=data.get("eos_token_id"),
-    )
     licence = licence_notice(source.config) if importing else None
-    if licence:
-        kept.setdefault("NOTICE", (licence + "\n").encode())
-    kept[CONFIG] = (json.dumps(written_config, indent=2) + "\n").encode()
+    kept = read_kept(folder, KEPT_FILES, licence)
 
     def get(tensor_name: str) -> Tensor:
         tensor = weights.read_tensor(source.wanted[tensor_name])
@@ -206,7 +196,8 @@ def _rewrite(
         lineage=lineage,
         extra_files=kept,
         progress=progress,
-        key=source.key(do="rewrite", dtype=dtype, kept=sorted(kept.items())),
+        key=source.key(do="rewrite", dtype=dtype, config=source.config, kept=sorted(kept.items())),
+        config_json={key: theirs.get(key) for key in ("bos_token_id", "eos_token_id")},
     )
 
 

@@ -93,12 +93,14 @@ def write_checkpoint(
     progress: Progress | None = None,
     key: str | None = None,
     specs: Specs | None = None,
+    config_json: Mapping[str, Any] | None = None,
 ) -> str:
     """Write a checkpoint whose weights are produced one at a time, as `save_model` without a model in memory.
 
     ``get(name)`` is called once per tensor, in file order. ``extra_files`` (a release's own tokenizer files,
     a licence) are written last and may replace derived ones. With a ``key`` (`journal.key_of`), repeating an
     interrupted call continues it. ``specs`` describes the tensors (default: the model's parameters).
+    ``config_json`` has further or other entries of ``config.json``.
     """
     folder = Path(folder)
     if dtype not in weights.STORABLE.values():
@@ -121,7 +123,7 @@ def write_checkpoint(
         bos = None if tokenizer is None else tokenizer.bos_id
         name = str(dtype).removeprefix("torch.")
         hf = config_to_hf(config, dtype=name, bos_token_id=bos, eos_token_id=stops)
-        _write_json(temporary / CONFIG, hf)
+        _write_json(temporary / CONFIG, hf | dict(config_json or {}))
         if tokenizer is not None:
             tokenizer.save(temporary, model_max_length=config.max_context)
             from ..text.ranks_tokenizer import RanksTokenizer  # imported already, with the tokenizer

@@ -9,7 +9,6 @@ complete.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..files import require_free_space
+from ..files import require_free_space, whole_file
 from ..llama.config import ModelConfig
 from ..quant.formats import Scheme
 from ..quant.mixtures import named_scheme
@@ -26,7 +25,7 @@ from ..text import Tokenizer
 from .convert import ImportSource
 from .folder import write_checkpoint
 from .gguf import FILE, gguf_file
-from .gguf_folder import GGUFSource, RowsOf, encoded, file_nbytes, write_gguf_folder, write_model
+from .gguf_folder import FileContent, GGUFSource, RowsOf, encoded, write_gguf_folder, write_model
 from .journal import key_of, new_folder, resumable_file
 from .lineage import Lineage, licence_notice
 from .paths import SIDE_FILES, read_kept, require_replaceable, write_kept
@@ -74,11 +73,7 @@ def quantize_folder(
     key = None if rows_of else source.key(do="quantize", **choices)
     return write_gguf_folder(
         Path(out),
-        source.config,
-        formats,
-        rows_of or rounded,
-        source.tokenizer(),
-        name,
+        FileContent(source.config, formats, rows_of or rounded, source.tokenizer(), name),
         lineage,
         progress=progress,
         key=key,
@@ -102,11 +97,9 @@ def write_random(
     """
     formats = plan.plan(config)
     rows_of = random_rows_of(config, formats, seed)
-    require_free_space(Path(out), file_nbytes(config, formats))
+    model = FileContent(config, formats, lambda param: [rows_of(param)], tokenizer, f"random-{seed}")
     key = key_of([], do="random", config=config, formats=sorted(formats.items()), seed=seed)
-    with resumable_file(Path(out), key) as (path, journal):
-        pieces, name = lambda param: [rows_of(param)], f"random-{seed}"
-        write_model(path, config, formats, pieces, tokenizer, name=name, progress=progress, journal=journal)
+    _write_file(Path(out), model, key, progress)
 
 
 def import_gguf(
@@ -130,26 +123,16 @@ def import_gguf(
     if file is None:
         raise CheckpointError(f"{source}: holds no GGUF file")
     gguf = GGUFSource(file, pre)
-    name = name or gguf.file.get("general.name", str) or file.stem
-    notice = licence_notice(gguf.config)
-    kept = read_kept(path, SIDE_FILES)  # if it is a folder that Herd quantized
-    if notice:
-        kept.setdefault("NOTICE", (notice + "\n").encode())
+    name = name or gguf.name
+    # ``path`` may be a folder that Herd quantized
+    kept = read_kept(path, SIDE_FILES, licence_notice(gguf.config))
     lineage = Lineage(name=name, stage="imported", licence=gguf.licence)
-    tokenizer = gguf.tokenizer
+    tokenizer = gguf.tokenizer  # warns if it cannot be used, also where the file is only copied
     if dtype is None and any(format.packed for format in gguf.formats.values()):
         if not gguf.file.is_split and pre is None:
             return _keep(gguf, Path(out), lineage, kept, progress)
         return write_gguf_folder(
-            Path(out),
-            gguf.config,
-            gguf.formats,
-            lambda param: [gguf.rows(param)],
-            tokenizer,
-            name,
-            lambda: lineage,
-            extra_files=kept,
-            progress=progress,
+            Path(out), gguf.content(name), lambda: lineage, extra_files=kept, progress=progress
         )
     chosen = dtype or gguf.compute_dtype
     return write_checkpoint(
@@ -180,35 +163,32 @@ def export_gguf(
     if file:
         if to is not None:
             raise CheckpointError(f"{folder}: is quantized already; leave out --to, or export its original")
-        if (packed := GGUFSource(file)).file.is_split:
-            rows_of = lambda name: [packed.rows(name)]  # noqa: E731
-            name = packed.file.get("general.name", str) or file.stem
-            require_free_space(out, file_nbytes(packed.config, packed.formats))
-            _require_parent(out)
-            with resumable_file(out, packed.key(do="join")) as (path, journal):
-                write_model(
-                    path, packed.config, packed.formats, rows_of, packed.tokenizer,
-                    name=name, progress=progress, journal=journal,
-                )  # fmt: skip
+        packed = GGUFSource(file)
+        _require_parent(out)
+        if packed.file.is_split:
+            _write_file(out, packed.content(packed.name), packed.key(do="join"), progress)
         else:
             _copy(file, out, progress)
         return
     source = ImportSource(folder)
     formats = (to if isinstance(to, Scheme) else named_scheme(to or "F16", source.config)).plan(source.config)
-    require_free_space(out, file_nbytes(source.config, formats))
     _require_parent(out)
-    with resumable_file(out, source.key(do="export", formats=sorted(formats.items()))) as (path, journal):
-        write_model(
-            path,
-            source.config,
-            formats,
-            lambda name: encoded(source.get(name), formats[name], name),
-            source.tokenizer(),
-            name=source.name,
-            licence=source.lineage.licence if source.lineage else None,
-            progress=progress,
-            journal=journal,
-        )
+    model = FileContent(
+        source.config,
+        formats,
+        lambda name: encoded(source.get(name), formats[name], name),
+        source.tokenizer(),
+        source.name,
+        source.lineage.licence if source.lineage else None,
+    )
+    _write_file(out, model, source.key(do="export", formats=sorted(formats.items())), progress)
+
+
+def _write_file(out: Path, model: FileContent, key: str, progress: Progress | None) -> None:
+    """Write a file that appears when it is complete. ``key`` is that of the conversion (`journal.key_of`)."""
+    require_free_space(out, model.nbytes)
+    with resumable_file(out, key) as (path, journal):
+        write_model(path, model, progress, journal)
 
 
 def _keep(
@@ -229,21 +209,13 @@ def _keep(
 
 
 def _copy(source: Path, target: Path, progress: Progress | None) -> None:
-    """Copy a file byte for byte under a temporary name, then rename it."""
-    _require_parent(target)
+    """Copy a file byte for byte."""
     total = source.stat().st_size
     advance = advance_of(progress, total)
     require_free_space(target, total)
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    try:
-        with source.open("rb") as read, temporary.open("wb") as write:
-            while data := read.read(8 << 20):
-                advance(write.write(data))
-            write.flush()
-            os.fsync(write.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(target) as temporary, source.open("rb") as read, temporary.open("wb") as write:
+        while data := read.read(8 << 20):
+            advance(write.write(data))
 
 
 def _require_parent(file: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ from ..quant.mixtures import file_type
 from . import gguf_config
 from .chat_format import require_vocabulary_fits
 from .gguf import FILE, GGUF, TensorEntry
-from .gguf_write import Plan, Value, write_gguf
+from .gguf_write import Value, write_gguf
 from .journal import Journal, key_of, new_folder
 from .lineage import Lineage, licence_notice, load_lineage
 from .memory import require_memory
@@ -43,6 +44,27 @@ if TYPE_CHECKING:
 PIECE_ROWS = 1024
 RowsOf = Callable[[str], Iterable[Tensor]]
 """A function that yields a parameter's bytes by its name, in chunks of shape (rows, bytes)."""
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """A model to write as a GGUF file, with Herd's names of parameters and order of rows.
+
+    ``name`` and ``licence`` are written into the file. ``rows_of`` is called once per parameter, in order.
+    """
+
+    config: ModelConfig
+    formats: Mapping[str, Format]
+    rows_of: RowsOf
+    tokenizer: Tokenizer | None
+    name: str
+    licence: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the file: its tensors, and an allowance for the vocabulary."""
+        shapes = self.config.param_shapes()
+        return sum(tensor_nbytes(shape, self.formats[name]) for name, shape in shapes) + 16_000_000
 
 
 class GGUFSource:
@@ -61,6 +83,11 @@ class GGUFSource:
     def formats(self) -> dict[str, Format]:
         """The format of every parameter."""
         return {name: entry.format for name, entry in self.wanted.items()}
+
+    @property
+    def name(self) -> str:
+        """The model's name: what the file says, or the file's own."""
+        return self.file.get("general.name", str) or self.file.path.stem
 
     @property
     def licence(self) -> str | None:
@@ -105,6 +132,10 @@ class GGUFSource:
     def key(self, **choices: object) -> str:
         """Return a name for a conversion of this file, for its journal."""
         return key_of([self.file.path], **choices)
+
+    def content(self, name: str) -> FileContent:
+        """Return what a copy of this file is written from, under another name."""
+        return FileContent(self.config, self.formats, lambda param: [self.rows(param)], self.tokenizer, name)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -165,49 +196,26 @@ def _require_hash(file: Path) -> None:
         )
 
 
-def file_plan(config: ModelConfig, formats: Mapping[str, Format]) -> tuple[Plan, dict[str, str]]:
-    """Return (tensors of a file in order, Herd's name of each)."""
-    plan: dict[str, tuple[tuple[int, ...], Format]] = {}
-    ours: dict[str, str] = {}
-    if gguf_config.rope_factors(config) is not None:
-        plan[gguf_config.ROPE_FREQS] = ((config.head_dim // 2,), F32)
-    for name, shape in config.param_shapes():
-        theirs = gguf_name(name)
-        plan[theirs], ours[theirs] = (shape, formats[name]), name
-    return plan, ours
-
-
 def write_model(
-    path: Path,
-    config: ModelConfig,
-    formats: Mapping[str, Format],
-    rows_of: RowsOf,
-    tokenizer: Tokenizer | None,
-    *,
-    name: str,
-    licence: str | None = None,
-    progress: Progress | None = None,
-    journal: Journal | None = None,
+    path: Path, model: FileContent, progress: Progress | None = None, journal: Journal | None = None
 ) -> None:
-    """Write a model as one GGUF file, or continue writing at the position in ``journal`` (see `write_gguf`).
-
-    ``formats`` are by Herd's names. ``rows_of(name)`` yields a parameter's bytes in Herd's order, in chunks
-    of shape (rows, bytes).
-    """
-    plan, ours = file_plan(config, formats)
-    factors = gguf_config.rope_factors(config)
+    """Write a model as one GGUF file, or continue at the position in ``journal`` (see `write_gguf`)."""
+    config, factors = model.config, gguf_config.rope_factors(model.config)
+    ours = {gguf_name(name): name for name, _ in config.param_shapes()}
+    plan = {gguf_name(name): (shape, model.formats[name]) for name, shape in config.param_shapes()}
+    if factors is not None:
+        plan = {gguf_config.ROPE_FREQS: (tuple(factors.shape), F32)} | plan
 
     def pieces_of(theirs: str) -> Iterable[Tensor]:
         if factors is not None and theirs == gguf_config.ROPE_FREQS:
             return [factors.view(torch.uint8)]
         param = ours[theirs]
         if rotates(param):
-            rows = torch.cat(list(rows_of(param))).view(plan[theirs][0][0], -1)
+            rows = torch.cat(list(model.rows_of(param))).view(plan[theirs][0][0], -1)
             return [to_pairs(param, rows, config.head_dim)]
-        return rows_of(param)
+        return model.rows_of(param)
 
-    metadata = list(_metadata(config, formats, tokenizer, name, licence))
-    write_gguf(path, metadata, plan, pieces_of, progress, journal)
+    write_gguf(path, list(_metadata(model)), plan, pieces_of, progress, journal)
 
 
 def encoded(
@@ -221,35 +229,25 @@ def encoded(
         yield blocks.encode(piece, format, name, importance_D)
 
 
-def _metadata(
-    config: ModelConfig,
-    formats: Mapping[str, Format],
-    tokenizer: Tokenizer | None,
-    name: str,
-    licence: str | None,
-) -> Iterator[Value]:
+def _metadata(model: FileContent) -> Iterator[Value]:
     from .gguf_tokenizer import tokenizer_metadata
 
     yield "general.type", "STRING", "model"
-    yield "general.name", "STRING", name
+    yield "general.name", "STRING", model.name
     yield "general.quantization_version", "UINT32", 2
-    yield "general.file_type", "UINT32", file_type(config, formats)
-    if licence:
-        yield "general.license", "STRING", licence
-    yield from gguf_config.model_metadata(config)
-    if tokenizer is None:
+    yield "general.file_type", "UINT32", file_type(model.config, model.formats)
+    if model.licence:
+        yield "general.license", "STRING", model.licence
+    yield from gguf_config.model_metadata(model.config)
+    if model.tokenizer is None:
         yield "tokenizer.ggml.model", "STRING", "none"
     else:
-        yield from tokenizer_metadata(tokenizer, config.vocab_size)
+        yield from tokenizer_metadata(model.tokenizer, model.config.vocab_size)
 
 
 def write_gguf_folder(
     out: Path,
-    config: ModelConfig,
-    formats: Mapping[str, Format],
-    rows_of: RowsOf,
-    tokenizer: Tokenizer | None,
-    name: str,
+    model: FileContent,
     lineage_of: Callable[[], Lineage | None],
     *,
     progress: Progress | None = None,
@@ -263,23 +261,14 @@ def write_gguf_folder(
     earlier run has computed. ``lineage_of`` is called after all weights have been read. ``extra_files`` are
     written next to the file (a licence, sampling settings).
     """
-    if tokenizer is not None:
-        require_vocabulary_fits(tokenizer, config.vocab_size, out)
+    if model.tokenizer is not None:
+        require_vocabulary_fits(model.tokenizer, model.config.vocab_size, out)
     require_replaceable(out)
-    require_free_space(out, file_nbytes(config, formats))
+    require_free_space(out, model.nbytes)
     with new_folder(out, key) as (temporary, journal):
         if journal and remember:
             remember(journal.part("source"))
-        write_model(
-            temporary / FILE,
-            config,
-            formats,
-            rows_of,
-            tokenizer,
-            name=name,
-            progress=progress,
-            journal=journal,
-        )
+        write_model(temporary / FILE, model, progress, journal)
         lineage, weights_hash = lineage_of(), hash_file(temporary / FILE)
         if lineage is not None:
             lineage.model_copy(update={"weights_hash": weights_hash}).write(temporary)
@@ -306,10 +295,5 @@ def save_quantized(
         return encoded(model.get_parameter(name).detach().cpu(), formats[name], name)
 
     called = lineage.name if lineage else folder.name
-    return write_gguf_folder(folder, model.config, formats, rows_of, tokenizer, called, lambda: lineage)
-
-
-def file_nbytes(config: ModelConfig, formats: Mapping[str, Format]) -> int:
-    """Return the bytes of a file's tensors plus an allowance for the vocabulary."""
-    plan, _ = file_plan(config, formats)
-    return sum(tensor_nbytes(shape, format) for shape, format in plan.values()) + 16_000_000
+    content = FileContent(model.config, formats, rows_of, tokenizer, called)
+    return write_gguf_folder(folder, content, lambda: lineage)

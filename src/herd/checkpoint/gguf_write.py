@@ -2,8 +2,8 @@
 
 The gguf package's `GGUFWriter` encodes the header (metadata and the table of tensors). Its methods for tensor
 data take whole arrays, so `stream.write_tensors` writes the data: it writes an embedding of 128,256 rows in
-chunks and can continue an interrupted file. The caller makes the file appear only when complete
-(`files.whole_folder`, `journal.resumable_file`).
+chunks and can continue an interrupted file. Whoever calls `write_gguf` makes the file appear only when
+complete (`files.whole_folder`, `journal.resumable_file`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..quant.formats import Format
+from ..files import require_free_space, whole_file
+from ..quant.formats import F32, Format
 from .gguf import DEFAULT_ALIGNMENT
 from .journal import Journal
 from .stream import Progress, advance_of, write_tensors
@@ -58,6 +60,14 @@ def write_gguf(
         alignment=DEFAULT_ALIGNMENT,
         journal=journal,
     )
+
+
+def write_fp32_gguf(file: Path, metadata: Iterable[Value], tensors: Mapping[str, Tensor]) -> None:
+    """Write a GGUF file of fp32 tensors. It appears when it is complete. Raises `StorageError`."""
+    plan = {name: (tuple(tensor.shape), F32) for name, tensor in tensors.items()}
+    require_free_space(file, sum(tensor.nbytes for tensor in tensors.values()) + 1_000_000)
+    with whole_file(file) as temporary:
+        write_gguf(temporary, metadata, plan, lambda name: [tensors[name].view(torch.uint8)])
 
 
 def _header(scratch: Path, metadata: Sequence[Value], plan: Plan, sizes: Mapping[str, int]) -> bytes:

@@ -17,9 +17,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..llama.config import ModelConfig
-from ..quant.formats import F32
 from .gguf import GGUF
-from .gguf_write import write_gguf
+from .gguf_write import write_fp32_gguf
 from .names import gguf_name
 
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -115,10 +114,4 @@ def write_importance(
         ("imatrix.chunk_count", "UINT32", -(-n_tokens // context)),
         ("imatrix.chunk_size", "UINT32", context),
     ]
-    plan = {name: (tuple(tensor.shape), F32) for name, tensor in tensors.items()}
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write_gguf(temporary, metadata, plan, lambda name: [tensors[name].view(torch.uint8)])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_fp32_gguf(path, metadata, tensors)

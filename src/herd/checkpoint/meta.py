@@ -74,10 +74,7 @@ def import_meta(
         weights.require_finite(names[ours], tensor, source)
         return from_pairs(ours, tensor, config.head_dim)
 
-    extra_files = read_kept(source, LICENCE_FILES)
     notice = licence_notice(config)
-    if notice:
-        extra_files.setdefault("NOTICE", (notice + "\n").encode())
     return write_checkpoint(
         out,
         config,
@@ -85,7 +82,7 @@ def import_meta(
         _read_tokenizer(source),
         dtype=dtype or pieces[0][_EMBEDDING].dtype,
         lineage=Lineage(name=name or source.resolve().name, stage="imported", licence=notice),
-        extra_files=extra_files,
+        extra_files=read_kept(source, LICENCE_FILES, notice),
         progress=progress,
     )
 

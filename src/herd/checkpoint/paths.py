@@ -27,9 +27,13 @@ _KNOWN_FILES = {CONFIG, lineage.FILE, INDEX, gguf.FILE, "README.md", ".gitattrib
 _KNOWN_FILES |= {name.split("/")[0] for name in KEPT_FILES}
 
 
-def read_kept(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """Return the contents of the files that exist in ``folder``. Empty if it is a single file."""
-    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+def read_kept(folder: Path, names: tuple[str, ...], notice: str | None = None) -> dict[str, bytes]:
+    """Return the contents of the files that exist in ``folder``. None exists if it is a single file.
+
+    ``notice`` is the content of the file NOTICE, if the folder does not have this file.
+    """
+    kept = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    return kept if notice is None else {"NOTICE": f"{notice}\n".encode()} | kept
 
 
 def write_kept(folder: Path, files: Mapping[str, bytes]) -> None:

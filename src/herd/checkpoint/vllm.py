@@ -12,7 +12,6 @@ https://github.com/vllm-project/compressed-tensors (``pack_to_int32``) and vLLM 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,8 @@ from .convert import ImportSource
 from .folder import write_checkpoint
 from .gguf import gguf_file
 from .gguf_folder import GGUFSource, encoded
-from .hf import config_to_hf
 from .lineage import Lineage, load_lineage
-from .paths import CONFIG, KEPT_FILES, SIDE_FILES, read_kept
+from .paths import KEPT_FILES, SIDE_FILES, read_kept
 from .sources import model_name, resolve_model
 from .stream import Progress
 from .write import Specs
@@ -83,15 +81,8 @@ def export_vllm(
         recipe={"layout": "compressed-tensors pack-quantized", "format": format.name},
         licence=known.licence if known else None,
     )
-    written = config_to_hf(
-        config,
-        dtype=str(dtype).removeprefix("torch."),
-        bos_token_id=None if tokenizer is None else tokenizer.bos_id,
-        eos_token_id=None if tokenizer is None else sorted(tokenizer.stop_ids) or None,
-    )
     # a plain folder's tokenizer files are copied, a GGUF's are written
     kept = read_kept(folder, SIDE_FILES if isinstance(source, GGUFSource) else KEPT_FILES)
-    written["quantization_config"] = quantization_config(_BITS[format])
     return write_checkpoint(
         out,
         config,
@@ -100,7 +91,8 @@ def export_vllm(
         dtype=dtype,
         specs=_specs(config, dtype, format),
         lineage=lineage,
-        extra_files=kept | {CONFIG: (json.dumps(written, indent=2) + "\n").encode()},
+        extra_files=kept,
+        config_json={"quantization_config": quantization_config(_BITS[format])},
         progress=progress,
         key=source.key(do="vllm", dtype=dtype),
     )

@@ -371,11 +371,8 @@ class Shrinker:
         """Write a packed student to ``out`` with the exported one's name, licence and side files."""
         known = load_lineage(exported)
         assert known is not None
-        write_gguf_folder(
-            out, packed.config, packed.formats, lambda name: [packed.rows(name)], packed.tokenizer,
-            known.name,
-            lambda: known, extra_files=read_kept(exported, SIDE_FILES),
-        )  # fmt: skip
+        kept = read_kept(exported, SIDE_FILES)
+        write_gguf_folder(out, packed.content(known.name), lambda: known, extra_files=kept)
 
     def _facts(self, shape: Shape) -> dict[str, Any]:
         s = self.settings

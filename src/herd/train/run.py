@@ -25,7 +25,7 @@ from ..checkpoint import (
     write_checkpoint,
 )
 from ..checkpoint.adapters import save_adapter
-from ..checkpoint.gguf_folder import write_gguf_folder
+from ..checkpoint.gguf_folder import FileContent, write_gguf_folder
 from ..data.origin import bind
 from ..dtypes import torch_dtype
 from ..errors import RecipeError
@@ -124,9 +124,8 @@ def _train(
             data_hash=data.hash,
         )
     if rounding is not None:
-        write_gguf_folder(
-            out / "model", config, rounding.formats, rounding.rows, tokenizer, recipe.name, lambda: lineage
-        )
+        content = FileContent(config, rounding.formats, rounding.rows, tokenizer, recipe.name)
+        write_gguf_folder(out / "model", content, lambda: lineage)
     elif recipe.adapter is not None and recipe.adapter.new_rows:
         dtype = torch_dtype(recipe.save_dtype)
         write_checkpoint(

@@ -34,7 +34,7 @@ from torch.nn.functional import cross_entropy
 from ..checkpoint import ModelSource, checkpoint_hash, load_trainable, weight_reader, write_checkpoint
 from ..checkpoint.adapter_config import has_model_and_adapter, warn_of_other_base
 from ..checkpoint.adapters import export_gguf_adapter, read_adapter
-from ..checkpoint.gguf_folder import encoded, write_gguf_folder
+from ..checkpoint.gguf_folder import FileContent, encoded, write_gguf_folder
 from ..checkpoint.lineage import Lineage, load_lineage, update_lineage
 from ..checkpoint.paths import ADAPTER, require_replaceable
 from ..checkpoint.verified import hash_file
@@ -287,7 +287,8 @@ def _write(
     def rounded(name: str) -> Iterable[Tensor]:
         return encoded(merged(name), formats[name], name)
 
-    write_gguf_folder(target, config, formats, rows_of or rounded, tokenizer, lineage.name, lambda: lineage)
+    content = FileContent(config, formats, rows_of or rounded, tokenizer, lineage.name)
+    write_gguf_folder(target, content, lambda: lineage)
 
 
 def _fitted_rows(config: ModelConfig, merged: _Weights, storage: Scheme, held_out: HeldOutExamples) -> _Rows:
