@@ -117,7 +117,7 @@ USED_FROM_OUTSIDE = {
     ),
     "lark": "a user's grammar: herd.Constraint.lark",
     **dict.fromkeys(
-        ("to_json", "encode_rendered", "assistant_spans", "trained_tokens", "read_sentencepiece"),
+        ("to_json", "assistant_spans", "trained_tokens", "read_sentencepiece"),
         "for chat formats of other models",
     ),
 }

@@ -69,16 +69,7 @@ def extend_vocabulary(tokenizer: Tokenizer, texts: Iterable[str], n_new: int) ->
     as_text = bool(old) and isinstance(old[0], str)
     model["vocab"] = ids
     model["merges"] = [*old, *(" ".join(pair) if as_text else list(pair) for pair in merges)]
-    library = Library.from_str(json.dumps(content, ensure_ascii=False))
-    bos, eos, pad, unk = (tokenizer.token_names.get(f"{role}_token") for role in ("bos", "eos", "pad", "unk"))
-    made = LibraryTokenizer(library, bos=bos, eos=eos, pad=pad, unk=unk, add_bos=tokenizer.add_bos)
-    made = made.with_settings(
-        stop_ids=tokenizer.own_stop_ids,
-        chat_template=tokenizer.chat_template,
-        tool_template=tokenizer.tool_template,
-        token_names=tokenizer.token_names,
-        where=f"{tokenizer.where}, extended",
-    )
+    made = tokenizer.rebuilt(content).with_settings_of(tokenizer, where=f"{tokenizer.where}, extended")
     return ExtendedVocabulary(made, list(pieces.values()))
 
 
@@ -88,8 +79,8 @@ def _as_library(tokenizer: RanksTokenizer) -> LibraryTokenizer:
     Ranks cannot be continued: their special tokens follow them, and would get other ids.
     """
     content = tokenizer_json(tokenizer.ranks, tokenizer.special_tokens, tokenizer.bos_id)
-    bos, eos, pad = (tokenizer.token_names[f"{role}_token"] for role in ("bos", "eos", "pad"))
-    made = LibraryTokenizer(Library.from_str(content), bos=bos, eos=eos, pad=pad)
+    names = {role.removesuffix("_token"): name for role, name in tokenizer.token_names.items()}
+    made = LibraryTokenizer(Library.from_str(content), **names, add_bos=tokenizer.add_bos, vocabulary=None)
     return made.with_settings(
         stop_ids=tokenizer.own_stop_ids,
         chat_template=tokenizer.chat_template or CHAT_TEMPLATE,

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tokenizers import Tokenizer as Library
 from ..errors import TokenizerError
 from ..files import write_atomically
 from .ranks import unspell
-from .tokenizer import Tokenizer, check_text
+from .tokenizer import ROLES, Tokenizer, check_text
 from .vocabulary import SPACE, Vocabulary, vocabulary_of
 
 _LOCK = threading.Lock()
@@ -69,24 +69,22 @@ class LibraryTokenizer(Tokenizer):
         self._stop_ids = frozenset({self.eos_id} - {None})  # type: ignore[arg-type]
         self._byte_level = "ByteLevel" in repr(library.decoder)
 
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
-        """See `Tokenizer.encode`.
+    def _encode(self, text: str) -> list[int]:
+        """Return the ids of plain text.
 
         Warns about characters that the vocabulary cannot express. Each of their bytes becomes ``unk_id``.
         Raises `TokenizerError` if there are such characters and no unknown token.
         """
-        check_text(text)
-        ids = self.start_ids if bos else []
-        if special:
-            ids += self.encode_with_special(text)[0]
-        elif self.missing_bytes and (lost := set(self._inexpressible.findall(text))):
-            ids += self._with_unknown(text, lost)
-        else:
-            ids += self._reader(special=False).encode(text, add_special_tokens=False).ids
-        return [*ids, self.eos_id] if eos and self.eos_id is not None else ids
+        if self.missing_bytes and (lost := set(self._inexpressible.findall(text))):
+            return self._with_unknown(text, lost)
+        return self._reader(special=False).encode(text, add_special_tokens=False).ids
 
-    def encode_with_special(self, text: str) -> tuple[list[int], list[int]]:
-        """Return ids and the start of each in characters. A special token in ``text`` becomes its id."""
+    def encode_with_special(
+        self, text: str, clean: Callable[[str], str] | None = None
+    ) -> tuple[list[int], list[int]]:
+        """See `Tokenizer.encode_with_special`."""
+        if clean is not None:
+            return super().encode_with_special(text, clean)
         return self._with_offsets(self._reader(special=True), text)
 
     def encode_with_offsets(self, text: str, *, continued: bool = False) -> tuple[list[int], list[int]]:
@@ -139,6 +137,12 @@ class LibraryTokenizer(Tokenizer):
     def to_json(self) -> str:
         """Return the content of `tokenizer.json`. It lacks a BOS that only `add_bos` puts there."""
         return self._library.to_str()
+
+    def rebuilt(self, content: dict[str, Any]) -> LibraryTokenizer:
+        """Return a tokenizer with another content of its `tokenizer.json`, in the form of `json.loads`."""
+        library = Library.from_str(json.dumps(content, ensure_ascii=False))
+        names = {role: self.token_names.get(f"{role}_token") for role in ROLES}
+        return LibraryTokenizer(library, **names, add_bos=self.add_bos, vocabulary=None)
 
     def pieces_of(self, words: Iterable[str]) -> list[list[int]]:
         """Return the ids that each of the spellings of other tokens is merged to."""

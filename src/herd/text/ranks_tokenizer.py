@@ -121,15 +121,11 @@ class RanksTokenizer(Tokenizer):
             )
         return RanksTokenizer(ranks)
 
-    def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
-        """See `Tokenizer.encode`."""
-        ids = [self.bos_id] if bos else []
-        if special:
-            ids += self.encode_with_special(text)[0]
-        else:
-            for piece in split_long(check_text(text)):
-                ids += self._encoding.encode_ordinary(piece)
-        return [*ids, self.eos_id] if eos else ids
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for piece in split_long(text):
+            ids += self._encoding.encode_ordinary(piece)
+        return ids
 
     def encode_with_offsets(self, text: str, *, continued: bool = False) -> tuple[list[int], list[int]]:
         """See `Tokenizer.encode_with_offsets`. The text before makes no difference here."""

@@ -104,7 +104,9 @@ class TemplateChat:
         template = self._with_tools if tools else self._template
         more = {"tools": marked.dialog["tools"], "date": date}
         whole = template.render(marked.dialog["messages"], generation_prompt=generation_prompt, **more)
-        ids, starts = encode_rendered(whole, marked, self._tokenizer)
+        # Control tokens that are left in the text are the template's. Marked spellings become plain text.
+        clean = marked.clean if marked.any else None
+        ids, starts = self._tokenizer.encode_with_special(whole, clean)
         rendered = Rendered(ids, [False] * len(ids))
         if generation_prompt:
             return rendered
@@ -224,29 +226,6 @@ class Marked:
             out += self.mark
         self.any = self.any or out != text
         return out
-
-
-def encode_rendered(text: str, marked: Marked, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the ids of a rendered dialog and the start of each in the text without marks, in characters.
-
-    Control tokens in ``text`` are the template's and become ids. Marked spellings become plain text.
-    """
-    if not marked.any:
-        return tokenizer.encode_with_special(text)
-    ids: list[int] = []
-    starts: list[int] = []
-    place = 0
-    for number, piece in enumerate(tokenizer.split_special(text)):
-        if number % 2:
-            ids.append(tokenizer.special_tokens[piece])
-            starts.append(place)
-            place += len(piece)
-        elif plain := marked.clean(piece):
-            found, where = tokenizer.encode_with_offsets(plain, continued=number > 0)
-            ids += found
-            starts += [place + start for start in where]
-            place += len(plain)
-    return ids, starts
 
 
 def assistant_spans(

@@ -27,6 +27,8 @@ from .chat_choice import choose_chat_format
 from .chat_format import ChatFormat
 from .vocabulary import Vocabulary
 
+ROLES = ("bos", "eos", "pad", "unk")
+"""Special tokens that a tokenizer names, in the words of Hugging Face's settings."""
 CONTINUE = "it can still continue text (herd chat --complete, herd eval --mode base)"
 """What can be done with a model whose dialogs cannot be written."""
 
@@ -103,6 +105,21 @@ class Tokenizer(ABC):
         out.where = where or self.where
         return out
 
+    def with_settings_of(
+        self, other: Tokenizer, *, stop_ids: Iterable[int] | None = None, where: str = ""
+    ) -> Self:
+        """Return a copy with the settings of the checkpoint of ``other``.
+
+        ``stop_ids`` are the ids that its stop tokens have here, if these are others.
+        """
+        return self.with_settings(
+            stop_ids=other.own_stop_ids if stop_ids is None else stop_ids,
+            chat_template=other.chat_template,
+            tool_template=other.tool_template,
+            token_names=other.token_names,
+            where=where or other.where,
+        )
+
     # Dialogs
 
     @cached_property
@@ -132,7 +149,6 @@ class Tokenizer(ABC):
 
     # Text to ids
 
-    @abstractmethod
     def encode(self, text: str, *, bos: bool = False, eos: bool = False, special: bool = False) -> list[int]:
         """Return the ids of ``text``.
 
@@ -140,6 +156,14 @@ class Tokenizer(ABC):
         ``eos``: end with ``eos_id``. Special tokens spelled in ``text`` are ordinary text unless ``special``.
         Raises `TokenizerError` for a lone surrogate.
         """
+        check_text(text)
+        ids = self.start_ids if bos else []
+        ids += self.encode_with_special(text)[0] if special else self._encode(text)
+        return [*ids, self.eos_id] if eos and self.eos_id is not None else ids
+
+    @abstractmethod
+    def _encode(self, text: str) -> list[int]:
+        """Return the ids of text in which special tokens are ordinary text."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str], *, n_threads: int = 2) -> list[list[int]]:
@@ -152,8 +176,14 @@ class Tokenizer(ABC):
         ``continued``: the text follows a special token, where some vocabularies add no space before it.
         """
 
-    def encode_with_special(self, text: str) -> tuple[list[int], list[int]]:
-        """Return ids and the start of each in characters. A special token in ``text`` becomes its id."""
+    def encode_with_special(
+        self, text: str, clean: Callable[[str], str] | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Return ids and the start of each in characters. A special token in ``text`` becomes its id.
+
+        ``clean`` changes the text between special tokens before it is encoded. Starts then count the
+        characters of the changed text.
+        """
         ids: list[int] = []
         starts: list[int] = []
         place = 0
@@ -161,6 +191,7 @@ class Tokenizer(ABC):
             if number % 2:
                 found, where = [self.special_tokens[piece]], [0]
             else:
+                piece = piece if clean is None else clean(piece)
                 found, where = self.encode_with_offsets(piece, continued=number > 0) if piece else ([], [])
             ids += found
             starts += [place + start for start in where]

@@ -18,13 +18,12 @@ from typing import Any
 from ..errors import CheckpointError, TokenizerError
 from .ranks import read_ranks
 from .ranks_tokenizer import NEEDED_SPECIAL, RanksTokenizer
-from .tokenizer import Tokenizer
+from .tokenizer import ROLES, Tokenizer
 from .tokenizer_json import read_tokenizer_json
 from .vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary, read_sentencepiece
 
 SETTINGS, TEMPLATE_FILE = "tokenizer_config.json", "chat_template.jinja"
 TOOL_TEMPLATE_FILE = "additional_chat_templates/tool_use.jinja"
-ROLES = ("bos", "eos", "pad", "unk")
 
 
 def register() -> None:
@@ -99,9 +98,8 @@ def _from_json(path: Path, names: Mapping[str, str], settings: Mapping[str, Any]
         # no token has this name: the model's configuration may name its id
         if library.token_to_id(roles[role] or "") is None:
             roles[role] = library.id_to_token(id_) if type(id_) is int and id_ >= 0 else None
-    bos, eos, pad, unk = roles.values()
     add_bos = settings.get("add_bos_token") is True
-    return LibraryTokenizer(library, bos=bos, eos=eos, pad=pad, unk=unk, add_bos=add_bos)
+    return LibraryTokenizer(library, **roles, add_bos=add_bos, vocabulary=None)
 
 
 def _with_ranks(known: tuple[dict[bytes, int], dict[str, int]]) -> RanksTokenizer | None:

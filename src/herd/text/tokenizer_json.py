@@ -17,13 +17,11 @@ import json
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import TokenizerError
+from .pretokenizers import PreTokenizer
 from .ranks import Ranks, check_ranks, merges, spell, unspell
-
-if TYPE_CHECKING:
-    from tokenizers.pre_tokenizers import PreTokenizer
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -54,7 +52,7 @@ def train_ranks(texts: Iterable[str], n_ranks: int) -> Ranks:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     trained = Tokenizer(models.BPE())
-    trained.pre_tokenizer = _pre_tokenizer(TRAINING_PATTERN)
+    trained.pre_tokenizer = PreTokenizer((TRAINING_PATTERN,)).cutter()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=n_ranks, initial_alphabet=alphabet, show_progress=False)
     trained.train_from_iterator(texts, trainer)
@@ -72,7 +70,7 @@ def tokenizer_json(ranks: Ranks, special_tokens: dict[str, int], bos_id: int) ->
     vocabulary = {spell(token): rank for token, rank in ranks.items()}
     pairs = [(spell(left), spell(right)) for left, right in merges(ranks)]
     tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=True))
-    tokenizer.pre_tokenizer = _pre_tokenizer()
+    tokenizer.pre_tokenizer = PreTokenizer((PATTERN,)).cutter()
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),
@@ -84,13 +82,6 @@ def tokenizer_json(ranks: Ranks, special_tokens: dict[str, int], bos_id: int) ->
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     return tokenizer.to_str()
-
-
-def _pre_tokenizer(pattern: str = PATTERN) -> PreTokenizer:
-    from tokenizers import Regex, pre_tokenizers
-
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def read_tokenizer_json(path: Path, *, compare_merges: bool = True) -> tuple[Ranks, dict[str, int]] | None:

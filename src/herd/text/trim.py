@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import TokenizerError
 from .ranks import last_merge
 from .ranks_tokenizer import RanksTokenizer
 from .tokenizer import Tokenizer
+
+T = TypeVar("T", bound=Tokenizer)
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,11 @@ def _trim_ranks(tokenizer: RanksTokenizer, size: int, counts: Mapping[int, int])
     new = {id_: number for number, id_ in enumerate(kept)}
     names = {name: new[id_] for name, id_ in tokenizer.special_tokens.items()}
     ranks = {words[id_]: number for id_, number in new.items() if id_ < tokenizer.n_ranks}
-    small = _with_settings_of(tokenizer, RanksTokenizer(ranks, names), new.__getitem__)
+    small = _with_settings(RanksTokenizer(ranks, names), tokenizer, new)
     return TrimmedVocabulary(small, kept, [*small.pieces_of(words), *([new[id_]] for id_ in special)])
 
 
 def _trim_merges(tokenizer: Tokenizer, size: int, counts: Mapping[int, int]) -> TrimmedVocabulary:
-    from tokenizers import Tokenizer as Library
-
     from .library_tokenizer import LibraryTokenizer
 
     assert isinstance(tokenizer, LibraryTokenizer)
@@ -137,14 +137,12 @@ def _trim_merges(tokenizer: Tokenizer, size: int, counts: Mapping[int, int]) -> 
     for token in content["added_tokens"]:
         token["id"] = new[token["id"]]
     _renumber(content.get("post_processor"), new)
-    library = Library.from_str(json.dumps(content, ensure_ascii=False))
-    bos, eos, pad, unk = (tokenizer.token_names.get(f"{role}_token") for role in ("bos", "eos", "pad", "unk"))
-    made = LibraryTokenizer(library, bos=bos, eos=eos, pad=pad, unk=unk, add_bos=tokenizer.add_bos)
+    made = tokenizer.rebuilt(content)
     dropped = {id_: word for word, id_ in ids.items() if id_ not in kept}
     pieces = {id_: [number] for id_, number in new.items()}
     pieces |= dict(zip(dropped, made.pieces_of(dropped.values()), strict=True))
     all_pieces = [pieces.get(id_, [0]) for id_ in range(tokenizer.vocab_size)]
-    return TrimmedVocabulary(_with_settings_of(tokenizer, made, new.__getitem__), sorted(kept), all_pieces)
+    return TrimmedVocabulary(_with_settings(made, tokenizer, new), sorted(kept), all_pieces)
 
 
 def _pairs(merges: Iterable[Any]) -> Iterable[tuple[str, str]]:
@@ -154,15 +152,10 @@ def _pairs(merges: Iterable[Any]) -> Iterable[tuple[str, str]]:
         yield left, right
 
 
-def _with_settings_of(tokenizer: Tokenizer, small: Any, renumbered: Any) -> Any:
-    """Return ``small`` with the chat template, names and stop tokens of ``tokenizer``."""
-    return small.with_settings(
-        stop_ids=[renumbered(id_) for id_ in tokenizer.own_stop_ids],
-        chat_template=tokenizer.chat_template,
-        tool_template=tokenizer.tool_template,
-        token_names=tokenizer.token_names,
-        where=f"{tokenizer.where}, trimmed",
-    )
+def _with_settings(small: T, tokenizer: Tokenizer, new: Mapping[int, int]) -> T:
+    """Return ``small`` with the settings of ``tokenizer``, whose ids ``new`` maps to its own."""
+    stop_ids = [new[id_] for id_ in tokenizer.own_stop_ids]
+    return small.with_settings_of(tokenizer, stop_ids=stop_ids, where=f"{tokenizer.where}, trimmed")
 
 
 def _renumber(processor: Any, new: dict[int, int]) -> None:
