@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from .hf import read_object
 from .lineage import load_lineage
 from .paths import ADAPTER, ADAPTER_CONFIG, CONFIG, PICKLED_ADAPTER
 
@@ -28,20 +28,7 @@ def has_model_and_adapter(folder: Path) -> bool:
 
 def base_of(folder: Path) -> str:
     """Return the base model that an adapter's folder names, with a path relative to the folder resolved."""
-    return base_in(folder, read_adapter_config(folder))
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Return the content of ``adapter_config.json``. Raises `CheckpointError`."""
-    path = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(config, dict):
-            return config
-        reason = f"is a {type(config).__name__}, not an object"
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    raise CheckpointError(f"{path}: cannot be read ({reason}); restore the file")
+    return base_in(folder, read_object(folder / ADAPTER_CONFIG))
 
 
 def base_in(folder: Path, config: Mapping[str, Any]) -> str:
@@ -60,7 +47,7 @@ def base_in(folder: Path, config: Mapping[str, Any]) -> str:
 def refuse_adapter(folder: Path, what: str) -> None:
     """Raise `CheckpointError` if a folder has only an adapter, for ``what`` needs a whole model."""
     if is_adapter(folder):
-        base = read_adapter_config(folder).get("base_model_name_or_path")
+        base = read_object(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
         raise CheckpointError(
             f"{folder}: is an adapter for {base}, and {what} needs a whole model; "
             f"merge it first: herd tune merge {folder} --to bf16"

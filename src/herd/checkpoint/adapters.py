@@ -25,8 +25,9 @@ from ..errors import CheckpointError
 from ..files import require_free_space, whole_folder, write_json
 from ..llama.lora import LoraLinear, lora_layers, scale_of
 from ..llama.model import LlamaLM
-from .adapter_config import base_in, read_adapter_config
+from .adapter_config import base_in
 from .gguf_write import Value, write_fp32_gguf
+from .hf import read_object
 from .lineage import Lineage
 from .names import gguf_name, to_pairs
 from .paths import ADAPTER, ADAPTER_CONFIG, PICKLED_ADAPTER
@@ -101,7 +102,7 @@ def read_adapter(folder: Path) -> Adapter:
     Raises `CheckpointError` for files that are missing or damaged, and for kinds of adapters that are not
     LoRA.
     """
-    config = read_adapter_config(folder)
+    config = read_object(folder / ADAPTER_CONFIG)
     for key, allowed in _MUST_BE.items():
         if key in config and config[key] not in allowed:
             raise CheckpointError(

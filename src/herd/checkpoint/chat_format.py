@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError, TokenizerError
-from .hf import read_json
+from .hf import read_object
 
 if TYPE_CHECKING:
     from ..text import Tokenizer
@@ -57,9 +57,7 @@ def generation_defaults(folder: Path) -> dict[str, float | int]:
     wrong type.
     """
     path = folder / "generation_config.json"
-    data = read_json(path) if path.exists() else {}
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds {type(data).__name__}, not a JSON object; fix or delete it")
+    data = read_object(path) if path.exists() else {}
     out: dict[str, float | int] = {}
     for name, neutral in _SAMPLING_DEFAULTS.items():
         value = _checked(data.get(name), name, f"{path}: {name}")

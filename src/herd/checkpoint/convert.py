@@ -22,7 +22,7 @@ from .chat_format import read_folder_tokenizer
 from .folder import checkpoint_hash, write_checkpoint
 from .gguf import gguf_file
 from .gguf_folder import GGUFSource
-from .hf import read_json
+from .hf import read_object
 from .journal import key_of
 from .lineage import Lineage, licence_notice, load_lineage
 from .model_source import load_config, load_tokenizer
@@ -173,7 +173,7 @@ def _rewrite(
     *,
     importing: bool,
 ) -> str:
-    source, theirs = ImportSource(folder), read_json(folder / CONFIG)
+    source, theirs = ImportSource(folder), read_object(folder / CONFIG)
     dtype = weights.common_dtype(source.wanted, folder) if dtype is None else dtype
     warn_of_adapter_beside_model(folder)
     licence = licence_notice(source.config) if importing else None

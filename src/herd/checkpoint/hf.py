@@ -105,8 +105,6 @@ def config_from_hf(data: dict[str, Any], where: str = "config.json") -> ModelCon
 
     Raises `CheckpointError` that names the key if one is missing, malformed or unsupported.
     """
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{where}: holds {type(data).__name__}, not a JSON object; restore the file")
     _refuse_other_models(data, where)
     fields: dict[str, Any] = {}
     for key, name in _SHAPE_KEYS.items():
@@ -131,17 +129,20 @@ def config_from_hf(data: dict[str, Any], where: str = "config.json") -> ModelCon
 
 def read_config(path: Path) -> ModelConfig:
     """Return the configuration in a file. See `config_from_hf`."""
-    return config_from_hf(read_json(path), str(path))
+    return config_from_hf(read_object(path), str(path))
 
 
-def read_json(path: Path) -> Any:
-    """Return the value in a JSON file. Raises `CheckpointError` if the file is missing or malformed."""
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises `CheckpointError` if the file is missing or malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; is {path.parent} a checkpoint folder?") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable JSON ({error}); restore the file") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: holds {type(data).__name__}, not a JSON object; restore the file")
+    return data
 
 
 def _refuse_other_models(data: dict[str, Any], where: str) -> None:

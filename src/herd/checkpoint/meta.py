@@ -31,7 +31,7 @@ from ..errors import CheckpointError, ConfigError
 from ..llama.config import SIZES, ModelConfig, RopeScaling
 from . import weights
 from .folder import write_checkpoint
-from .hf import read_json
+from .hf import read_object
 from .lineage import Lineage, licence_notice, released_as
 from .names import from_pairs, meta_name
 from .paths import LICENCE_FILES, read_kept
@@ -98,9 +98,7 @@ def ffn_dim(dim: int, multiple_of: int, multiplier: float | None) -> int:
 def read_params(source: Path, pieces: list[Piece], max_context: int | None = None) -> tuple[ModelConfig, int]:
     """Return (configuration by ``params.json`` and the pieces, number of copies of each KV head)."""
     where = source / "params.json"
-    params = read_json(where)
-    if not isinstance(params, dict):
-        raise CheckpointError(f"{where}: not a JSON object; fetch the file again")
+    params = read_object(where)
     params = params.get("model", params)  # nested like this in the first 3.1 release
     for key in ("quantization_args", "lora_args", "vision_chunk_size"):
         if params.get(key) not in (None, -1):

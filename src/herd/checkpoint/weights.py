@@ -29,7 +29,7 @@ from ..errors import CheckpointError
 from ..llama.config import ModelConfig
 from ..machine import cores
 from .foreign import refuse_quantized_names
-from .hf import read_json
+from .hf import read_object
 from .names import PARTIAL_BIASES
 from .paths import INDEX, LFS_POINTER, SINGLE
 
@@ -118,8 +118,7 @@ def _without_prefix(index: dict[str, TensorInfo], folder: Path) -> dict[str, Ten
 
 
 def _read_sharded(folder: Path, index: Path) -> dict[str, TensorInfo]:
-    data = read_json(index)
-    weight_map = data.get("weight_map") if isinstance(data, dict) else None
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: no weight_map; fetch the file again")
     out: dict[str, TensorInfo] = {}
