@@ -47,6 +47,9 @@ MAGIC = b"HRDT"
 HEADER = struct.Struct("<4sIIIII")
 """Of a block: magic, number of its first row, rows, entries, bytes that follow, their CRC-32."""
 MAX_DRAWS = 255
+ROW_ARRAYS = ("tokens", "targets", "documents", "entropy", "n_words")
+ENTRY_ARRAYS = ("ids", "counts", "log_p")
+"""The arrays of a block: those with a value for every token, and those with a value for every entry."""
 _CURE = "remove the folder and label again"
 
 
@@ -127,14 +130,9 @@ class TargetBlock:
     def rows(self, start: int, stop: int) -> TargetBlock:
         """Return some of the rows."""
         ends = np.concatenate(([0], np.cumsum(self.n_words.sum(1, dtype=np.int64))))
-        cut = {
-            name: getattr(self, name)[start:stop]
-            for name in ("tokens", "targets", "documents", "entropy", "n_words")
-        }
         entries = slice(int(ends[start]), int(ends[stop]))
-        return TargetBlock(
-            **cut, **{name: getattr(self, name)[entries] for name in ("ids", "counts", "log_p")}
-        )
+        cuts = dict.fromkeys(ROW_ARRAYS, slice(start, stop)) | dict.fromkeys(ENTRY_ARRAYS, entries)
+        return TargetBlock(**{name: getattr(self, name)[cut] for name, cut in cuts.items()})
 
 
 def append_block(file: BinaryIO, spec: TargetsSpec, first_row: int, block: TargetBlock) -> int:
@@ -147,8 +145,8 @@ def append_block(file: BinaryIO, spec: TargetsSpec, first_row: int, block: Targe
     return HEADER.size + len(data)
 
 
-def whole_blocks(path: Path) -> Iterator[tuple[int, int, int]]:
-    """Yield (first row, rows, offset) of the complete blocks from the beginning of a shard."""
+def whole_blocks(path: Path) -> Iterator[tuple[int, int, int, int]]:
+    """Yield (first row, rows, offset, end) of the complete blocks from the beginning of a shard."""
     size = path.stat().st_size
     with path.open("rb") as file:
         at = 0
@@ -158,7 +156,7 @@ def whole_blocks(path: Path) -> Iterator[tuple[int, int, int]]:
             end = at + HEADER.size + nbytes
             if magic != MAGIC or end > size:
                 return
-            yield first, rows, at
+            yield first, rows, at, end
             at = end
 
 
@@ -214,17 +212,16 @@ def unfinished_shard(folder: Path, spec: TargetsSpec, number: int) -> Iterator[t
         if path.exists():  # another process finished it in between
             yield None
             return
-        next_row, end = spec.rows_of_shard(number).start, 0
-        for first, rows, at in whole_blocks(part):
-            block = _read_block(part, at, spec, number)
-            if block is None or first != next_row:
+        next_row, kept = spec.rows_of_shard(number).start, 0
+        for first, rows, at, end in whole_blocks(part):
+            if first != next_row or _read_block(part, at, spec, number) is None:
                 break
-            next_row, end = first + rows, at + _block_nbytes(part, at)
-        file.truncate(end)
+            next_row, kept = first + rows, end
+        file.truncate(kept)
         yield file, next_row
         file.flush()
         os.fsync(file.fileno())
-        if sum(rows for _, rows, _ in whole_blocks(part)) == len(spec.rows_of_shard(number)):
+        if sum(rows for _, rows, *_ in whole_blocks(part)) == len(spec.rows_of_shard(number)):
             os.replace(part, path)
 
 
@@ -271,10 +268,10 @@ class Targets:
         found = []
         for number in range(self.spec.n_shards):
             path = shard_path(self.folder, number)
-            blocks = {first: (rows, at) for first, rows, at in whole_blocks(path)}
-            if sum(rows for rows, _ in blocks.values()) != len(self.spec.rows_of_shard(number)):
+            blocks = list(whole_blocks(path))
+            if sum(rows for _, rows, *_ in blocks) != len(self.spec.rows_of_shard(number)):
                 raise DataError(f"{path}: truncated; {_CURE}")
-            found.append({first: at for first, (_, at) in blocks.items()})
+            found.append({first: at for first, _, at, _ in blocks})
         return found
 
     def row(self, number: int) -> TargetBlock:
@@ -313,8 +310,8 @@ class TargetStream:
 
 def joined_rows(rows: list[TargetBlock], n_draws: int) -> Batch:
     """Return the batch of several rows, with the draws of each token padded to the same number of words."""
-    arrays = {name: np.concatenate([getattr(row, name) for row in rows]) for name in
-              ("tokens", "targets", "documents", "entropy", "n_words", "ids", "counts", "log_p")}  # fmt: skip
+    names = (*ROW_ARRAYS, *ENTRY_ARRAYS)
+    arrays = {name: np.concatenate([getattr(row, name) for row in rows]) for name in names}
     n_words_BT = arrays["n_words"].astype(np.int64)
     B, T = n_words_BT.shape
     here_BTJ = np.arange(max(1, int(n_words_BT.max()))) < n_words_BT[..., None]
@@ -327,21 +324,14 @@ def joined_rows(rows: list[TargetBlock], n_draws: int) -> Batch:
         padded_BTJ = np.zeros(here_BTJ.shape, dtype)
         padded_BTJ[here_BTJ] = values
         extras[name] = torch.from_numpy(padded_BTJ)
-    documents_BT = torch.from_numpy(arrays["documents"].astype(np.int64))
+    tokens_BT, targets_BT, documents_BT = (
+        torch.from_numpy(arrays[name].astype(np.int64)) for name in ("tokens", "targets", "documents")
+    )
     index_T = torch.arange(T).expand(B, T)
     begins_BT = torch.ones(B, T, dtype=torch.bool)
     begins_BT[:, 1:] = documents_BT[:, 1:] != documents_BT[:, :-1]
     starts_BT = torch.where(begins_BT, index_T, 0).cummax(dim=1).values
-    tokens_BT, targets_BT = (
-        torch.from_numpy(arrays[name].astype(np.int64)) for name in ("tokens", "targets")
-    )
     return Batch(tokens_BT, targets_BT, index_T - starts_BT, documents_BT, extras)
-
-
-def _block_nbytes(path: Path, at: int) -> int:
-    with path.open("rb") as file:
-        file.seek(at)
-        return HEADER.size + int(HEADER.unpack(file.read(HEADER.size))[4])
 
 
 def _read_block(path: Path, at: int, spec: TargetsSpec, shard: int) -> TargetBlock | None:
@@ -356,7 +346,7 @@ def _read_block(path: Path, at: int, spec: TargetsSpec, shard: int) -> TargetBlo
     arrays: dict[str, Any] = {}
     place = 0
     for name, dtype in TargetBlock.dtypes(spec).items():
-        shape = (E,) if name in ("ids", "counts", "log_p") else (B, spec.context)
+        shape = (E,) if name in ENTRY_ARRAYS else (B, spec.context)
         count = int(np.prod(shape))
         arrays[name] = np.frombuffer(data, dtype=dtype, count=count, offset=place).reshape(shape)
         place += count * np.dtype(dtype).itemsize

@@ -21,7 +21,7 @@ from ..errors import DataError
 from ..report.published import Published, published
 from .bootstrap import Interval, paired_difference
 from .results import Evaluation, ItemResult, TaskResult
-from .score import Score
+from .score import Score, grouped
 from .verdicts import ClaimVerdict, judge_claims
 
 LESS_IS_BETTER = ("bits/byte", "nats/token")
@@ -244,9 +244,7 @@ def _difference(
     row: ComparedMetric, first: str, second: str, pairs: Sequence[tuple[ItemResult, ItemResult]]
 ) -> Difference:
     interval = _paired(row, pairs)
-    groups: dict[str, list[tuple[ItemResult, ItemResult]]] = {}
-    for pair in pairs:
-        groups.setdefault(pair[0].group, []).append(pair)
+    groups = grouped([first.group for first, _ in pairs], pairs)
     by_group = {group: _paired(row, some) for group, some in groups.items()} if len(groups) > 1 else {}
     return Difference(
         row.title, first, second, interval, len(pairs), row.unit, p=p_value(interval), by_group=by_group,

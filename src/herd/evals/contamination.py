@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -66,24 +66,13 @@ class Overlap:
         }
 
 
-@dataclass
-class _Set:
-    """The ids of a test set's items and the 13-grams of each."""
-
-    ids: list[str] = field(default_factory=list)
-    grams: list[NDArray[np.uint64]] = field(default_factory=list)
-
-
 def overlaps(tests: Mapping[str, Sequence[Item]], corpus: Iterable[str], label: str) -> dict[str, Overlap]:
     """Return the overlap of each test set with a corpus of texts.
 
     Raises `DataError` if the corpus is empty.
     """
-    sets = {
-        name: _Set([i.id for i in items], [grams(own_text(i)) for i in items])
-        for name, items in tests.items()
-    }
-    every = [gram for one in sets.values() for gram in one.grams]
+    sets = {name: {item.id: grams(own_text(item)) for item in items} for name, items in tests.items()}
+    every = [gram for items in sets.values() for gram in items.values()]
     table = np.unique(np.concatenate(every)) if every else np.zeros(0, np.uint64)
     found = np.zeros(len(table), dtype=bool)
     n_read = 0
@@ -93,7 +82,7 @@ def overlaps(tests: Mapping[str, Sequence[Item]], corpus: Iterable[str], label: 
             mark(table, found, hashes(piece))
     if not n_read:
         raise DataError(f"{label}: the corpus has no text; give the training text")
-    return {name: _overlap(one, table, found, label) for name, one in sets.items()}
+    return {name: _overlap(items, table, found, label) for name, items in sets.items()}
 
 
 def mark(table: NDArray[np.uint64], found: NDArray[np.bool_], seen: NDArray[np.uint64]) -> None:
@@ -150,13 +139,15 @@ def _pieces(text: str) -> Iterator[list[str]]:
         yield piece
 
 
-def _overlap(one: _Set, table: NDArray[np.uint64], found: NDArray[np.bool_], label: str) -> Overlap:
-    hits = [found[np.searchsorted(table, gram)] for gram in one.grams]
-    n_grams = sum(map(len, hits))
+def _overlap(
+    items: Mapping[str, NDArray[np.uint64]], table: NDArray[np.uint64], found: NDArray[np.bool_], label: str
+) -> Overlap:
+    """Return the overlap of a test set, given the 13-grams of its items by id."""
+    hits = {id_: found[np.searchsorted(table, gram)] for id_, gram in items.items()}
     return Overlap(
         label,
-        [i for i, hit in zip(one.ids, hits, strict=True) if hit.any()],
-        [i for i, hit in zip(one.ids, hits, strict=True) if len(hit) and not hit.any()],
-        [i for i, hit in zip(one.ids, hits, strict=True) if not len(hit)],
-        sum(int(hit.sum()) for hit in hits) / max(1, n_grams),
+        [id_ for id_, hit in hits.items() if hit.any()],
+        [id_ for id_, hit in hits.items() if len(hit) and not hit.any()],
+        [id_ for id_, hit in hits.items() if not len(hit)],
+        sum(int(hit.sum()) for hit in hits.values()) / max(1, sum(map(len, hits.values()))),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -21,6 +22,8 @@ OWN_LETTERS: dict[str, dict[str, str]] = _TABLES["letters"]
 """By script: letters that occur in only one of its languages, the most certain language first."""
 WORDS: dict[str, dict[str, str]] = _TABLES["words"]
 """By script: function words of its languages."""
+LEAST_SHARE = 0.05
+"""Smallest share of some texts that a language must have. Single texts are mistaken for another language."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:[\u0300-\u036f\u0900-\u0903\u093a-\u094f]+[^\W\d_]*)*")
 
@@ -36,6 +39,12 @@ def guess_language(text: str) -> str:
     if script in OWN_LETTERS:
         return _by_letters(text, OWN_LETTERS[script])
     return _by_words(text, WORDS[script]) if script in WORDS else SCRIPTS.get(script, "")
+
+
+def languages_in(texts: Iterable[str]) -> set[str]:
+    """Return the languages of at least `LEAST_SHARE` of the texts."""
+    found = Counter(map(guess_language, texts))
+    return {language for language, n in found.items() if n >= LEAST_SHARE * found.total()}
 
 
 def _by_letters(text: str, letters: dict[str, str]) -> str:

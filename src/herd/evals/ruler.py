@@ -32,6 +32,7 @@ import numpy as np
 from ..data.needle import WORDS, draw_codes, draw_names, two_word_names
 from ..data.shuffle import generator, mixed_key
 from ..errors import DataError
+from .score import grouped
 
 Count = Callable[[str], int]
 Random = np.random.Generator
@@ -82,12 +83,9 @@ def share_found(asked: LongQuestion, answer: str) -> float:
 
 def length_depth_grid(places: Sequence[tuple[int, float]], values: Sequence[float]) -> list[dict[str, Any]]:
     """Return the mean value for each (length, depth), for a heat map."""
-    cells: dict[tuple[int, float], list[float]] = {}
-    for place, value in zip(places, values, strict=True):
-        cells.setdefault(place, []).append(value)
     return [
         {"length": length, "depth": depth, "value": sum(some) / len(some)}
-        for (length, depth), some in sorted(cells.items())
+        for (length, depth), some in sorted(grouped(places, values).items())
     ]
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from .bootstrap import Interval, wilson
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,16 @@ def share(name: str, hits: Sequence[bool], detail: dict[str, Any] | None = None)
 
 def shares_by(keys: Iterable[Hashable], hits: Iterable[bool]) -> dict[str, dict[str, Any]]:
     """Return the fraction in each group as ``{key: {value, lo, hi, n}}``, in order of first appearance."""
-    groups: dict[str, list[bool]] = {}
-    for key, hit in zip(keys, hits, strict=True):
-        groups.setdefault(str(key), []).append(bool(hit))
+    groups = grouped(map(str, keys), map(bool, hits))
     return {key: part(wilson(sum(some), len(some)), len(some)) for key, some in groups.items()}
+
+
+def grouped(keys: Iterable[K], values: Iterable[V]) -> dict[K, list[V]]:
+    """Return the values of each key, in order of first appearance."""
+    groups: dict[K, list[V]] = {}
+    for key, value in zip(keys, values, strict=True):
+        groups.setdefault(key, []).append(value)
+    return groups
 
 
 def part(interval: Interval, n: int) -> dict[str, Any]:

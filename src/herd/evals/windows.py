@@ -68,15 +68,12 @@ def from_texts(documents: Iterable[Any], tokenizer: Tokenizer, max_bytes: int | 
     return out
 
 
-def from_shards(
-    shards: Shards, tokenizer: Tokenizer, *, max_bytes: int | None = None, excerpt: int | None = None
-) -> list[HeldOut]:
-    """Return documents of held-out shards in a shuffled order, up to ``max_bytes`` of text.
+def from_shards(shards: Shards, tokenizer: Tokenizer, *, excerpt: int | None = None) -> list[HeldOut]:
+    """Return the documents of held-out shards in a shuffled order.
 
     ``excerpt`` is the most tokens to take of each document, so that a few long ones do not dominate.
     """
     out: list[HeldOut] = []
-    total = 0
     for number in np.random.default_rng(0).permutation(shards.n_documents).tolist():
         ids = shards.document(number)[:-1]  # without end-of-text
         n_bytes = int(shards.documents_D["n_bytes"][number])
@@ -87,9 +84,6 @@ def from_shards(
             continue
         kind, _, lang = shards.label(number).partition("/")
         out.append(HeldOut(ids, n_bytes, lang, kind))
-        total += n_bytes
-        if max_bytes is not None and total >= max_bytes:
-            break
     if not out:
         raise DataError(f"{shards.folder}: there is no held-out text to measure")
     return out

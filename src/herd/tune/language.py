@@ -35,13 +35,13 @@ from ..checkpoint import (
 from ..checkpoint.adapter_config import refuse_adapter
 from ..data.builtin import LANGUAGES, parallel_lines
 from ..data.corpus import read_corpus, require_apart
-from ..data.languages import languages_in
 from ..data.origin import RECORD, bind
 from ..data.text_files import expand_paths, list_files
 from ..data.tuning import read_tuning
 from ..dtypes import fast_dtype, torch_dtype
 from ..errors import DataError
 from ..evals.bpb import compression
+from ..evals.guess_language import languages_in
 from ..evals.windows import from_texts
 from ..files import require_own, write_atomically, write_json
 from ..quant.linear import use_exact_products

@@ -1,28 +1,26 @@
 """The data of benchmarks: a folder with one subfolder per benchmark, in the data sets' own formats.
 
 ``--data DIR`` names such a folder, with files such as ``DIR/boolq/validation.jsonl``, which may be compressed
-(``.gz``, ``.bz2``): docs/how-to/benchmarks.md lists them. ``--data hf`` is in `hub_data.py`. Without it, the
-project's own ten items of every format are used (`builtin`). These are enough to check that everything works,
-but too few for a meaningful score.
+(``.gz``, ``.zst``, …): docs/how-to/benchmarks.md lists them. ``--data hf`` is in `hub_data.py`. Without this
+option, the project's own ten items of every format are used (`builtin`). These are enough to check that
+everything works, but too few for a meaningful score.
 """
 
 from __future__ import annotations
 
-import bz2
 import csv
-import gzip
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ...data.text_files import COMPRESSED, decode_blocks, open_bytes
 from ...errors import DataError
 
 BUILTIN = Path(__file__).parents[1] / "builtin"
-_OPENERS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.decompress, ".bz2": bz2.decompress}
 
 Row = dict[str, Any]
 
@@ -49,7 +47,7 @@ class Data:
     def find(self, *names: str) -> Path | None:
         """Return the first of ``names`` (``benchmark/file``) that exists, plain or compressed."""
         for name in names:
-            for ending in _OPENERS:
+            for ending in ("", *COMPRESSED):
                 path = self.folder / f"{name}{ending}"
                 if path.is_file():
                     return path
@@ -100,7 +98,5 @@ class Data:
 @lru_cache(maxsize=4)
 def _load(path: Path, changed: int) -> str:
     """Return a file's text. Cached, because shots and questions often come from the same file."""
-    try:
-        return _OPENERS[path.suffix if path.suffix in _OPENERS else ""](path.read_bytes()).decode("utf-8")
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); fetch it again") from None
+    with open_bytes(path) as stream:
+        return "".join(decode_blocks(stream, str(path)))

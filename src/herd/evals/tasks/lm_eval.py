@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import DataError
+from ..score import grouped
 from .data import Data
 from .task import Answer, Generate, Item, Judgement, Mode, Rank, Read, Request, Task
 
@@ -63,9 +64,7 @@ class LmEvalTask(Task):
     def items(self, data: Data) -> list[Item]:
         """Return lm-eval's own documents. ``data`` is not used."""
         self.inner.build_all_requests(rank=0, world_size=1)
-        by_doc: dict[int, list[Any]] = {}
-        for instance in self.inner.instances:
-            by_doc.setdefault(instance.doc_id, []).append(instance)
+        by_doc = grouped([instance.doc_id for instance in self.inner.instances], self.inner.instances)
         return [
             Item(str(number), _request(self.name, instances), None, doc={"instances": instances})
             for number, instances in by_doc.items()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from ..bootstrap import Interval, mean_interval, ratio_interval, wilson
 from ..results import ItemResult, digest
-from ..score import Score, from_interval, part
+from ..score import Score, from_interval, grouped, part
 
 if TYPE_CHECKING:
     from .data import Data
@@ -190,10 +190,7 @@ def mean(name: str, values: Sequence[float], detail: dict[str, Any] | None = Non
 
 def by_group(groups: Sequence[str], values: Sequence[float]) -> dict[str, dict[str, Any]]:
     """Return the `mean` in each group as ``{group: {value, lo, hi, n}}``."""
-    grouped: dict[str, list[float]] = {}
-    for group, value in zip(groups, values, strict=True):
-        grouped.setdefault(group, []).append(value)
-    means = {group: mean(group, its_values) for group, its_values in grouped.items()}
+    means = {group: mean(group, its_values) for group, its_values in grouped(groups, values).items()}
     return {group: {"value": s.value, "lo": s.lo, "hi": s.hi, "n": s.n} for group, s in means.items()}
 
 
@@ -205,9 +202,7 @@ def grouped_ratio(
     def interval(chosen: Sequence[ItemResult]) -> Interval:
         return ratio_interval([scale * r.metrics[top] for r in chosen], [r.metrics[bottom] for r in chosen])
 
-    groups: dict[str, list[ItemResult]] = {}
-    for result in results:
-        groups.setdefault(result.group, []).append(result)
+    groups = grouped([result.group for result in results], results)
     parts = {group: part(interval(chosen), len(chosen)) for group, chosen in groups.items()}
     return from_interval(name, interval(results), unit, len(results), {"by_group": parts})
 
