@@ -55,11 +55,11 @@ def test_wins_equal_a_count_by_hand():
 
 
 def test_the_tokenizer_reproduces_the_committed_word_table(real_data):
-    from herd.report.published import read_yaml
+    from herd.package_yaml import package_yaml
     from herd.text import Tokenizer
 
     tokenizer = Tokenizer.from_file(real_data("llama3_tokenizer") / "tokenizer.model")
-    table = read_yaml("herd.plan", "words.yaml")["udhr"]
+    table = package_yaml("herd.plan", "words.yaml")["udhr"]
     for code, space in (("en", " "), ("hi", " "), ("ja", "")):
         lines = (real_data("udhr") / f"{code}.txt").read_text(encoding="utf-8").splitlines()
         count = sum(len(tokenizer.encode(space + line.strip())) for line in lines if line.strip())

@@ -13,15 +13,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import CheckpointError
 from ..machine import cache_folder
+from ..package_yaml import package_yaml
 from .gguf import MAGIC, gguf_parts
 
 _ARCHITECTURE = b"general.architecture"
@@ -55,8 +54,8 @@ class LocalModel:
 @cache
 def catalogue() -> dict[str, NamedModel]:
     """Return the named models in the order of `models.yaml`."""
-    text = files(__package__).joinpath("models.yaml").read_text(encoding="utf-8")
-    return {name: NamedModel.model_validate(entry) for name, entry in yaml.safe_load(text).items()}
+    entries = package_yaml(__package__, "models.yaml")
+    return {name: NamedModel.model_validate(entry) for name, entry in entries.items()}
 
 
 def find_name(name: str) -> tuple[str, NamedModel] | None:

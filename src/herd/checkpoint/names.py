@@ -10,15 +10,14 @@ Shapes: D model dim (or the bytes of a packed row), K head dim.
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
-import yaml
+from ..package_yaml import package_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TABLES = yaml.safe_load(files(__package__).joinpath("names.yaml").read_text(encoding="utf-8"))
+TABLES = package_yaml(__package__, "names.yaml")
 
 PARTIAL_BIASES = "biases in only some layers or projections cannot be run"
 """The reason to refuse a checkpoint whose biases are neither in all layers nor in none."""

@@ -22,20 +22,19 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from zlib import crc32
 
 import numpy as np
-import yaml
 
 from ..errors import DataError
+from ..package_yaml import package_yaml
 from .batch import IGNORE, Batch
 from .shards import Shards
 from .shuffle import generator, mixed_key
 from .stream import as_batch, check_range
 
-_TEXTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_TEXTS = package_yaml(__package__, "needle.yaml")
 WORDS: dict[str, tuple[list[str], list[str]]] = {
     split: (words["first"].split(), words["second"].split()) for split, words in _TEXTS["names"].items()
 }

@@ -11,11 +11,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
-import yaml
+from ..package_yaml import package_yaml
 
-_TABLES = yaml.safe_load(Path(__file__).with_name("languages.yaml").read_text(encoding="utf-8"))
+_TABLES = package_yaml(__package__, "languages.yaml")
 SCRIPTS: dict[str, str] = _TABLES["scripts"]
 """Languages by script: the first word of a Unicode character's name, for scripts of a single language."""
 OWN_LETTERS: dict[str, dict[str, str]] = _TABLES["letters"]

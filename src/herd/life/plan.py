@@ -7,14 +7,13 @@ the dtype of the matmuls and the predicted times. The modes are in ``modes.yaml`
 from __future__ import annotations
 
 import datetime
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
 from .. import __version__
 from ..llama.config import ModelConfig
+from ..package_yaml import package_yaml
 from ..train.section import ComputeDtype
 
 Mode = Literal["quick", "demo", "full"]
@@ -91,7 +90,7 @@ class Plan(BaseModel):
         return next(stage for stage in self.training if stage.name == name)
 
 
-_MODES = yaml.safe_load(Path(__file__).with_name("modes.yaml").read_text(encoding="utf-8"))
+_MODES = package_yaml(__package__, "modes.yaml")
 
 
 def toy_config(dim: int, n_layers: int, vocab_size: int) -> ModelConfig:

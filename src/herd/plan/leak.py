@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from .. import units
 from ..llama.config import SIZES, ModelConfig
+from ..package_yaml import package_yaml
 from ..quant.formats import scheme
 from ..report import languages, published
 from ..report.template import template
@@ -64,7 +65,7 @@ class Claim:
 
 def all_claims() -> list[Claim]:
     """Return all claims in the order of the news."""
-    texts = published.read_yaml("herd.plan", "leak.yaml")["claims"]
+    texts = package_yaml(__package__, "leak.yaml")["claims"]
     return [_claim(key, text, _FACTS[key]()) for key, text in texts.items()]
 
 
@@ -150,7 +151,7 @@ def words_per_window(window: int) -> dict[str, dict[str, float]]:
     Measured with Meta's tokenizer by bench/words_per_window.py (``words.yaml``).
     """
     words = {}
-    for kind, text in published.read_yaml("herd.plan", "words.yaml").items():
+    for kind, text in package_yaml(__package__, "words.yaml").items():
         english = window * text["english_words"]
         words[kind] = {code: english / row["tokens"] for code, row in text["languages"].items()}
     return words

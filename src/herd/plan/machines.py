@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
 
 from ..errors import PlanError
+from ..package_yaml import package_yaml
 from ..train.recipe_yaml import read_yaml
 from .roofline import NO_LINK, Device, Efficiency, Link, Positive
 
@@ -203,8 +203,7 @@ def find_machine(text: str, path: Path | str | None = None) -> Machine:
 
 @functools.cache
 def _shipped() -> dict[str, dict[str, Any]]:
-    text = Path(__file__).with_name("machines.yaml").read_text(encoding="utf-8")
-    return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return package_yaml(__package__, "machines.yaml")
 
 
 def _read_file(path: Path) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from ..report.published import read_yaml
+from ..package_yaml import package_yaml
 
 BLEND_INPUT = 3
 """Input tokens per output token in a blended price."""
@@ -50,7 +50,7 @@ def all_offers() -> tuple[ApiPrice, ...]:
     """Return the whole price list, in the order of the file."""
     return tuple(
         ApiPrice(row["model"], row["host"], row["in"], row["out"], str(row["date"]), row["source"])
-        for row in read_yaml("herd.plan", "prices.yaml")["prices"]
+        for row in package_yaml(__package__, "prices.yaml")["prices"]
     )
 
 

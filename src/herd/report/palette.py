@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from importlib import resources
 
-from .published import read_yaml
+from ..package_yaml import package_yaml
 
-_PAIRS = read_yaml("herd.report", "palette.yaml")
+_PAIRS = package_yaml(__package__, "palette.yaml")
 LIGHT: dict[str, str] = {name: light for name, (light, _) in _PAIRS.items()}
 DARK: dict[str, str] = {name: dark for name, (_, dark) in _PAIRS.items()}
 CHART_CSS = resources.files(__package__).joinpath("charts.css").read_text(encoding="utf-8")

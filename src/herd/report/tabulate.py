@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import units
+from ..package_yaml import package_yaml
 from ..units import NOT_MEASURED, duration, fixed, format_value, si, unit_name
 from .languages import in_order, language
 from .palette import tone
-from .published import read_yaml
 from .run import Estimate, Gate, Run, Stage, finite_number
 
 
@@ -28,7 +28,7 @@ class Metric:
     decimals: int | None = None
 
 
-METRICS = {row[0]: Metric(*row) for row in read_yaml("herd.report", "metrics.yaml")}
+METRICS = {row[0]: Metric(*row) for row in package_yaml(__package__, "metrics.yaml")}
 """The scores that the page knows, in the order of their columns."""
 
 

@@ -11,11 +11,9 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from typing import Any, Literal
 
-import yaml
-
+from ..package_yaml import package_yaml
 from .problems import BadRequest
 
 Effect = Literal["honoured", "silent", "warned", "refused"]
@@ -51,9 +49,7 @@ def field_table() -> Mapping[str, Mapping[str, RequestField]]:
 
 @cache
 def _tables() -> dict[str, Any]:
-    tables: dict[str, Any] = yaml.safe_load(
-        files(__package__).joinpath("fields.yaml").read_text(encoding="utf-8")
-    )
+    tables: dict[str, Any] = package_yaml(__package__, "fields.yaml")
     return tables
 
 

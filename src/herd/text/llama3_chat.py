@@ -36,12 +36,10 @@ import datetime
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from ..errors import ChatError
+from ..package_yaml import package_yaml
 from .answers import AnswerParser
 from .chat_format import Rendered, Tools
 from .messages import CODE_INTERPRETER, CheckedMessage, checked_messages, json_text, tool_schema
@@ -50,9 +48,7 @@ if TYPE_CHECKING:
     from .ranks_tokenizer import RanksTokenizer
 
 TOOL_CALL_FORMATS = ("json", "builtin", "function")
-TOOL_PROMPTS: dict[str, str] = yaml.safe_load(
-    files(__package__).joinpath("tool_prompts.yaml").read_text(encoding="utf-8")
-)
+TOOL_PROMPTS: dict[str, str] = package_yaml(__package__, "tool_prompts.yaml")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "ipython"}
 _MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October",

@@ -17,14 +17,12 @@ import itertools
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import yaml
+from ...package_yaml import package_yaml
 
 LANGUAGES = ("en", "de", "fr", "it", "pt", "hi", "es", "th")
 
-_FOLDER = Path(__file__).parent
 _ALTERNATIVES = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -72,8 +70,7 @@ def _topic(entry: dict[str, str]) -> Topic:
 @cache
 def load_wordings(lang: str) -> Wordings:
     """Return the wordings of ``lang`` (one of ``LANGUAGES``), read once."""
-    text = (_FOLDER / f"{lang}.yaml").read_text(encoding="utf-8")
-    data: dict[str, Any] = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    data: dict[str, Any] = package_yaml(__name__, f"{lang}.yaml")
     return Wordings(
         lang=lang,
         topics={name: _topic(entry) for name, entry in data["topics"].items()},

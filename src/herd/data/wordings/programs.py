@@ -8,10 +8,9 @@ question does not show) is computed from the body.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
+from ...package_yaml import package_yaml
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Program:
 
 
 def _read() -> tuple[Program, ...]:
-    data = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+    data = package_yaml(__package__, "programs.yaml")
     params = {name: tuple(tuple(one.split()) for one in sets) for name, sets in data["params"].items()}
     trials = {name: tuple(map(tuple, rows)) for name, rows in data["trials"].items()}
     return tuple(

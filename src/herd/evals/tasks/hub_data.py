@@ -12,17 +12,16 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from ...data.hub import unreachable
 from ...data.rows import read_rows
 from ...errors import DataError
 from ...files import write_atomically
 from ...machine import cache_folder
+from ...package_yaml import package_yaml
 from .data import Data
 
 BRANCH = "refs/convert/parquet"
-FILES: dict[str, str] = yaml.safe_load(Path(__file__).with_name("hub.yaml").read_text(encoding="utf-8"))
+FILES: dict[str, str] = package_yaml(__package__, "hub.yaml")
 """Data set, configuration and splits by the name of the file."""
 
 

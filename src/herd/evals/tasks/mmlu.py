@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
-
-import yaml
 
 from ...errors import DataError
+from ...package_yaml import package_yaml
 from .choice import ChoiceTask, Doc
 from .data import Data, Row
 from .task import Mode
 
-_SUBJECTS = yaml.safe_load(Path(__file__).with_name("mmlu_subjects.yaml").read_text(encoding="utf-8"))
-SUBJECTS: dict[str, tuple[str, ...]] = {group: tuple(names.split()) for group, names in _SUBJECTS.items()}
+SUBJECTS: dict[str, tuple[str, ...]] = {
+    group: tuple(names.split()) for group, names in package_yaml(__package__, "mmlu_subjects.yaml").items()
+}
 """Subjects of each group."""
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from ...package_yaml import package_yaml
+
 Pairs = tuple[tuple[str, str], ...]
 _PAIR = re.compile(r"^Q: (.+)\nA: (.+)$", re.MULTILINE)
 
@@ -27,5 +29,4 @@ def truthfulqa_primer() -> tuple[str, Pairs]:
         if path.is_file():
             template = yaml.safe_load(path.read_text(encoding="utf-8"))["doc_to_text"]
             return "lm-eval", tuple(_PAIR.findall(template.split("'")[1]))[:6]
-    own = yaml.safe_load(Path(__file__).with_name("primer.yaml").read_text(encoding="utf-8"))
-    return "herd", tuple((question, answer) for question, answer in own)
+    return "herd", tuple((question, answer) for question, answer in package_yaml(__package__, "primer.yaml"))

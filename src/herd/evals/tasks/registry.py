@@ -5,11 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import yaml
 
 from ...errors import DataError
+from ...package_yaml import package_yaml
 from . import choice
 from .calls import Bfcl
 from .dialogs import ToolDialogs
@@ -71,7 +69,7 @@ def _entry(text: str) -> TaskEntry:
     return TaskEntry(name, int(shots) if shots else None)
 
 
-_SUITES = yaml.safe_load(Path(__file__).with_name("suites.yaml").read_text(encoding="utf-8"))
+_SUITES = package_yaml(__package__, "suites.yaml")
 SUITES = {name: tuple(map(_entry, tasks.split())) for name, tasks in _SUITES.items()}
 
 
