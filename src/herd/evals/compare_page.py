@@ -194,18 +194,10 @@ def heat_maps(comparison: Comparison) -> list[tuple[str, list[tuple[str, Markup]
     for row in comparison.rows:
         maps = []
         for model, score in row.scores.items():
-            grid = score.detail.get("grid") if score else None
-            if not grid:
-                continue
-            values = {(cell["length"], cell["depth"]): cell["value"] for cell in grid}
-            lengths, depths = (sorted({pair[i] for pair in values}) for i in (0, 1))
-            columns, lines = [f"{n:,}" for n in lengths], [f"{100 * d:.0f} %" for d in depths]
-            cells = {(f"{n:,}", f"{100 * d:.0f} %"): value for (n, d), value in values.items()}
-            label = f"{row.title}, {model}"
-            drawn = charts.heat_map(
-                cells, columns, lines, label=label, x_title="length, tokens", y_title="depth"
-            )
-            maps.append((model, Markup(drawn)))
+            if score and (cells := score.detail.get("grid")):
+                grid = [(cell["length"], cell["depth"], cell["value"]) for cell in cells]
+                drawn = charts.length_depth_map(grid, label=f"{row.title}, {model}")
+                maps.append((model, Markup(drawn)))
         if maps:
             out.append((row.title, maps))
     return out

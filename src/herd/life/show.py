@@ -30,19 +30,17 @@ class Show:
         self.stage_began = time.monotonic()
         self.bar = Progress(
             "{task.description:<11}", BarColumn(bar_width=28), "{task.fields[note]}",
-            console=self.console, transient=True,
+            console=self.console, transient=True, disable=not self.console.is_terminal,
         )  # fmt: skip
         self.task: TaskID | None = None
         self.fraction = 0.0
 
     def __enter__(self) -> Show:
-        if self.console.is_terminal:
-            self.bar.start()
+        self.bar.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.console.is_terminal:
-            self.bar.stop()
+        self.bar.stop()
 
     @property
     def seconds_left(self) -> float:

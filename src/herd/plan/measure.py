@@ -36,7 +36,7 @@ from ..quant.formats import FORMATS, scheme
 from ..quant.linear import QuantLinear, swap_linears
 from ..quant.random import random_rows
 from ..report import receipt
-from .profile import SHORT_NAMES, Gpu, Profile, machine_key, utc_now
+from .profile import SHORT_NAMES, Gpu, Profile, machine_key
 
 COLD = 256 << 20
 """Total bytes of the alternating matrices: several times a last-level cache."""
@@ -94,7 +94,7 @@ def measure_machine(on_step: Callable[[str], None] = lambda what: None) -> Profi
         on_step("GPUs")
     return Profile(
         key=machine_key(),
-        date=utc_now(),
+        date=receipt.utc_now(),
         cpu=where["cpu"],
         cores=where["cores"],
         isa=tuple(where["isa"]),

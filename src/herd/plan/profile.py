@@ -17,7 +17,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -142,7 +141,3 @@ def save_profile(profile: Profile) -> Path:
     """Write the profile where `load_profile` finds it, and return the path."""
     write_json(profile_path(), {"schema": SCHEMA} | asdict(profile))
     return profile_path()
-
-
-def utc_now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

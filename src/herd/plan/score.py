@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from ..errors import PlanError
 from ..machine import cache_folder
-from .profile import utc_now
+from ..report.receipt import utc_now
 
 LEARN_FROM = 20
 """Number of latest events of a kind that a factor is learned from."""
@@ -75,11 +74,9 @@ def record_prediction(event: ScoredPrediction) -> None:
     line = json.dumps(asdict(event) | {"date": event.date or utc_now()}, ensure_ascii=False) + "\n"
     with suppress(OSError):
         history_path().parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(history_path(), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.encode())  # one write call, so that lines of several processes do not mix
-        finally:
-            os.close(handle)
+        # without a buffer this is one write call, so that lines of several processes do not mix
+        with history_path().open("ab", buffering=0) as file:
+            file.write(line.encode())
 
 
 def read_history() -> list[ScoredPrediction]:

@@ -178,6 +178,19 @@ def heat_map(
     return svg.drawing(340, foot + 40, "".join(parts), f"{label}: {described}")
 
 
+def length_depth_map(grid: Sequence[tuple[int, float, float]], *, label: str) -> str:
+    """Draw a heat map of (length in tokens, depth 0..1, fraction) entries."""
+    lengths, depths = (sorted({entry[i] for entry in grid}) for i in (0, 1))
+    return heat_map(
+        {(f"{length:,}", fixed(100 * depth, 0)): value for length, depth, value in grid},
+        [f"{length:,}" for length in lengths],
+        [fixed(100 * depth, 0) for depth in depths],
+        label=label,
+        x_title="length, tokens",
+        y_title="depth of the fact in the text, %",
+    )
+
+
 def divided_bar(
     rows: Sequence[tuple[str, Sequence[tuple[str, float, str]]]], *, label: str, show: Callable[[float], str]
 ) -> str:

@@ -8,7 +8,7 @@ from ..units import duration, fixed
 from . import charts
 from .languages import in_order, language
 from .palette import tone
-from .run import ModelScore, Run
+from .run import Run
 from .tabulate import stage_tone
 
 TOOL_BAR = 80.0  # percent of held-out English items that the instruct model of a full run must answer
@@ -99,28 +99,18 @@ def needle_maps(run: Run) -> list[tuple[str, str]]:
     """Return each model with needle scores, and its heat map by length and depth, or by length alone."""
     drawn = []
     for model in run.models:
-        score = run.score(model, "needle")
-        values, columns, rows = _grid(score) if score else ({}, [], [])
-        if values:
-            label = f"Needle accuracy of {model} by length and depth"
-            y_title = "depth of the fact in the text, %" if len(rows) > 1 else ""
-            drawn.append((model, charts.heat_map(
-                values, columns, rows, label=label, x_title="length, tokens", y_title=y_title,
-            )))  # fmt: skip
+        score, label = run.score(model, "needle"), f"Needle accuracy of {model} by length and depth"
+        if score and score.grid:
+            drawn.append((model, charts.length_depth_map(score.grid, label=label)))
+            continue
+        parts = score.detail.get("by_length", {}) if score else {}
+        by_length = {int(key): part.value for key, part in parts.items() if key.isdigit()}
+        if by_length:
+            values = {(f"{length:,}", "all"): by_length[length] for length in sorted(by_length)}
+            columns = [column for column, _ in values]
+            titles = {"x_title": "length, tokens", "y_title": ""}
+            drawn.append((model, charts.heat_map(values, columns, ["all"], label=label, **titles)))
     return drawn
-
-
-def _grid(score: ModelScore) -> tuple[dict[tuple[str, str], float], list[str], list[str]]:
-    """Return the values by (length, depth), and all lengths and depths as text."""
-    if score.grid:
-        lengths = sorted({length for length, _, _ in score.grid})
-        depths = sorted({depth for _, depth, _ in score.grid})
-        values = {(f"{length:,}", fixed(100 * depth, 0)): value for length, depth, value in score.grid}
-        return values, [f"{length:,}" for length in lengths], [fixed(100 * depth, 0) for depth in depths]
-    parts = score.detail.get("by_length", {})
-    by_length = {int(key): part.value for key, part in parts.items() if key.isdigit()}
-    columns = [f"{length:,}" for length in sorted(by_length)]
-    return {(f"{length:,}", "all"): value for length, value in by_length.items()}, columns, ["all"]
 
 
 def time_bar(run: Run) -> str:

@@ -121,7 +121,7 @@ def write_receipt(
         "notes": notes,
         "commit": git_commit(path.parent) if made_by is None else dict(made_by),
         "machine": describe_machine(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "date": utc_now(),
     }
     write_json(path, record)
     return path
@@ -186,6 +186,10 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": package_version("torch"),
     }
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def package_version(name: str) -> str | None:

@@ -188,7 +188,8 @@ def cost_table(run: Run) -> Table | None:
     ]
     summed = ("seconds", "predicted_seconds", "tokens", "flops")
     costs: dict[str, Any] = {key: total(run.stages, key) for key in summed}
-    costs |= {key: _largest(run.stages, key) for key in ("peak_rss_bytes", "predicted_peak_bytes")}
+    for key in ("peak_rss_bytes", "predicted_peak_bytes"):
+        costs[key] = max(filter(None, (getattr(stage, key) for stage in run.stages)), default=None)
     header = [
         ("stage", ""), ("time", "measured"), ("", "predicted"), ("", "ratio"), ("tokens", ""),
         ("tokens/s", ""), ("compute", ""), ("rate", "FLOP/s"), ("peak memory", "measured"), ("", "predicted"),
@@ -258,7 +259,3 @@ def total(stages: Sequence[Stage], key: str) -> float | None:
     """Return the sum of a cost over the stages that recorded it, or None if there are none."""
     values = [value for stage in stages if (value := getattr(stage, key)) is not None]
     return sum(values) if values else None
-
-
-def _largest(stages: Sequence[Stage], key: str) -> float | None:
-    return max((value for stage in stages if (value := getattr(stage, key)) is not None), default=None)
