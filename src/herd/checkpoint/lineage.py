@@ -8,25 +8,18 @@ planners can use it.
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from .. import __version__
 from ..errors import CheckpointError
 from ..files import write_atomically
 from ..llama.config import SIZES, ModelConfig
 
 FILE = "herd.json"
 FORMAT = 1
-
-
-def _herd_version() -> str:
-    try:
-        return version("llamaherd")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 class Lineage(BaseModel):
@@ -48,7 +41,7 @@ class Lineage(BaseModel):
     evals: dict[str, Any] = Field(default_factory=dict)
     licence: str | None = None
     weights_hash: str | None = None
-    created_by: str = Field(default_factory=lambda: f"herd {_herd_version()}")
+    created_by: str = f"herd {__version__}"
 
     @property
     def is_raised(self) -> bool:

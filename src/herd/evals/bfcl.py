@@ -32,10 +32,6 @@ _JSON_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "st
 _IGNORED = re.compile(r"[ ,./\-_*^]")
 
 
-class _Wrong(Exception):
-    """The reason why a call differs from the expected one."""
-
-
 def why_wrong(calls: Sequence[ToolCall], functions: Sequence[Schema], expected: Sequence[Expected]) -> str:
     """Return the reason why the calls are wrong, or "" if they are right.
 
@@ -49,7 +45,7 @@ def why_wrong(calls: Sequence[ToolCall], functions: Sequence[Schema], expected: 
     for one in expected:
         name = next(iter(one))
         schema = next(function for function in functions if function["name"] == name)
-        reasons = [_why_wrong(call, schema, one[name]) for call in left]
+        reasons = [_difference(call, schema, one[name]) for call in left]
         if all(reasons):
             return reasons[0] if len(expected) == 1 else f"no call matches {name}: {'; '.join(reasons)}"
         del left[reasons.index("")]
@@ -74,38 +70,33 @@ def _as_json(schema: Any) -> Any:
     return out
 
 
-def _why_wrong(call: ToolCall, schema: Schema, expected: Mapping[str, Sequence[Any]]) -> str:
-    try:
-        _compare(call, schema, expected)
-    except _Wrong as wrong:
-        return str(wrong)
+def _difference(call: ToolCall, schema: Schema, expected: Mapping[str, Sequence[Any]]) -> str:
+    """Return the reason why a call differs from the expected one, or "" if it does not."""
+    parameters = schema["parameters"]
+    if call.name != schema["name"]:
+        return f"calls {call.name}, not {schema['name']}"
+    for name in parameters["required"]:
+        if name not in call.arguments:
+            return f"{name} is missing"
+    for name, value in call.arguments.items():
+        if name not in parameters["properties"] or name not in expected:
+            return f"{call.name} has no argument {name}"
+        if why := _value_difference(name, value, parameters["properties"][name], expected[name]):
+            return why
+    for name, values in expected.items():
+        if name not in call.arguments and "" not in values:
+            return f"{name} is missing"
     return ""
 
 
-def _compare(call: ToolCall, schema: Schema, expected: Mapping[str, Sequence[Any]]) -> None:
-    parameters = schema["parameters"]
-    if call.name != schema["name"]:
-        raise _Wrong(f"calls {call.name}, not {schema['name']}")
-    for name in parameters["required"]:
-        if name not in call.arguments:
-            raise _Wrong(f"{name} is missing")
-    for name, value in call.arguments.items():
-        if name not in parameters["properties"] or name not in expected:
-            raise _Wrong(f"{call.name} has no argument {name}")
-        _compare_value(name, value, parameters["properties"][name], expected[name])
-    for name, values in expected.items():
-        if name not in call.arguments and "" not in values:
-            raise _Wrong(f"{name} is missing")
-
-
-def _compare_value(name: str, value: Any, schema: Schema, possible: Sequence[Any]) -> None:
+def _value_difference(name: str, value: Any, schema: Schema, possible: Sequence[Any]) -> str:
     wanted = _TYPES[schema["type"]]
     possible = possible or [wanted()]  # two items list no value, and mean the empty one
     nested = _TYPES[schema["items"]["type"]] if schema["type"] in ("array", "tuple") else None
     if wanted is float and type(value) is int:
         value = float(value)
     if not _has_type(value, possible, wanted, nested):
-        raise _Wrong(f"{name} is {_brief(value)}, not of type {schema['type']}")
+        return f"{name} is {_brief(value)}, not of type {schema['type']}"
     if _listed_type(possible) not in (None, wanted):  # the listed values are names of variables
         right = value in possible
     elif wanted is dict:
@@ -117,8 +108,7 @@ def _compare_value(name: str, value: Any, schema: Schema, possible: Sequence[Any
         right = _standard(value) in [_standard(one or empty) for one in possible]
     else:
         right = value in possible
-    if not right:
-        raise _Wrong(f"{name} is {_brief(value)}, not among {_brief(possible)}")
+    return "" if right else f"{name} is {_brief(value)}, not among {_brief(possible)}"
 
 
 def _has_type(value: Any, possible: Sequence[Any], wanted: type, nested: type | None) -> bool:

@@ -32,10 +32,10 @@ class Interval(NamedTuple):
     hi: float
 
 
-def mean_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS, level: float = 0.95) -> Interval:
+def mean_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS) -> Interval:
     """Return the mean of one number per item, with its interval."""
     numbers = _numbers("values", values)
-    return ratio_interval(numbers, np.ones_like(numbers), seed=seed, draws=draws, level=level)
+    return ratio_interval(numbers, np.ones_like(numbers), seed=seed, draws=draws)
 
 
 def ratio_interval(
@@ -60,7 +60,7 @@ def ratio_interval(
 
 
 def paired_difference(
-    a: ArrayLike, b: ArrayLike, weights: ArrayLike | None = None, *, seed: int = 0, draws: int = DRAWS
+    a: ArrayLike, b: ArrayLike, weights: ArrayLike | None = None, *, seed: int = 0
 ) -> Interval:
     """Return the mean of ``a`` - ``b`` on the same items.
 
@@ -72,7 +72,7 @@ def paired_difference(
     if len(first) != len(second):
         raise DataError(f"{len(first)} and {len(second)} values: a paired difference needs the same items")
     weights = np.ones_like(first) if weights is None else weights
-    return ratio_interval(first - second, weights, seed=seed, draws=draws)
+    return ratio_interval(first - second, weights, seed=seed)
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> Interval:

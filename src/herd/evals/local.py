@@ -101,7 +101,11 @@ class CheckpointModel:
         asked = {n: self._generate(r) for n, r in some if isinstance(r, Generate)}
         self._scorer.check(list(ranks.values()))
         for request in asked.values():
-            self._check(request)
+            if len(request.prompt_ids) >= self.context:
+                raise ContextError(
+                    f"a prompt has {len(request.prompt_ids)} tokens, the context has {self.context}: "
+                    "use a model with a longer context"
+                )
         return ranks, asked
 
     def _rank(self, ranks: dict[int, list[Pair]]) -> Iterator[tuple[int, Answer]]:
@@ -133,13 +137,6 @@ class CheckpointModel:
         sampling = Sampling(max_tokens=request.max_tokens, stop=request.stop)
         constraint = Constraint.json_schema(request.schema) if isinstance(request, GenerateJson) else None
         return EngineRequest(ids, sampling, constraint=constraint)
-
-    def _check(self, request: EngineRequest) -> None:
-        if len(request.prompt_ids) >= self._engine.context:
-            raise ContextError(
-                f"a prompt has {len(request.prompt_ids)} tokens, the context has {self._engine.context}: "
-                "use a model with a longer context"
-            )
 
     def _without_reasoning(self, answer: Answer) -> Answer:
         return replace(answer, text=self.tokenizer.require_chat().parser().parse(answer.text).content)

@@ -62,22 +62,16 @@ class ClaimVerdict:
 
 def judge_claims(own: Mapping[str, Mapping[str, Score]]) -> list[ClaimVerdict]:
     """Return a verdict for each claim. ``own`` maps models to tasks to measured scores."""
-    return [_verdict(claim, own) for claim in CLAIMS]
-
-
-def _verdict(claim: ScoreClaim, own: Mapping[str, Mapping[str, Score]]) -> ClaimVerdict:
-    first = _published(claim.first, "azure")
-    second = _published(claim.second, claim.source)
-    wins: list[str] = []
-    losses: list[str] = []
-    ties: list[str] = []
-    for task in first:
-        if task in second:
-            gap = first[task] - second[task]
-            mean = (first[task] + second[task]) / 200
+    verdicts = []
+    for claim in CLAIMS:
+        first, second = _published(claim.first, "azure"), _published(claim.second, claim.source)
+        tasks: dict[str, list[str]] = {"wins": [], "losses": [], "ties": []}
+        for task in (task for task in first if task in second):
+            gap, mean = first[task] - second[task], (first[task] + second[task]) / 200
             noise = 200 * math.sqrt(2 * mean * (1 - mean) / N_ITEMS[task])
-            (ties if abs(gap) <= noise else wins if gap > 0 else losses).append(task)
-    return ClaimVerdict(claim, wins, losses, ties, _measured(claim, own))
+            tasks["ties" if abs(gap) <= noise else "wins" if gap > 0 else "losses"].append(task)
+        verdicts.append(ClaimVerdict(claim, **tasks, own=_measured(claim, own)))
+    return verdicts
 
 
 def _published(model: str, source: str) -> dict[str, float]:

@@ -67,11 +67,11 @@ class ParallelText(Task):
         known = [result for result in results if result.metrics.get("tokens")]
         ratios = [grouped_ratio("bpb", "bits/byte", known, "bits", "bytes", 1)]
         if known:
-            ratios.append(
-                grouped_ratio("english_words_per_128k", "words", known, "english_words", "tokens", WINDOW)
-            )
-            ratios.append(grouped_ratio("words_per_128k", "words", known, "words", "tokens", WINDOW))
-            ratios.append(grouped_ratio("bytes_per_token", "bytes", known, "bytes", "tokens", 1))
+            ratios += [
+                grouped_ratio("english_words_per_128k", "words", known, "english_words", "tokens", WINDOW),
+                grouped_ratio("words_per_128k", "words", known, "words", "tokens", WINDOW),
+                grouped_ratio("bytes_per_token", "bytes", known, "bytes", "tokens", 1),
+            ]
         return ratios
 
     def _texts(self, data: Data) -> dict[str, list[str]]:

@@ -44,6 +44,12 @@ class ProgramTask(Task):
             ]
 
 
+def called_function(tests: str) -> str:
+    """Return the name of the function that the first assert calls, or "" if it calls none."""
+    called = re.search(r"assert\s+\(*(?:\w+\()?\s*(\w+)\(", tests)
+    return called[1] if called else ""
+
+
 def run_tests(sandbox: Sandbox, code: str, tests: str) -> Judgement:
     """Run a program and then its tests. It passes if the end of the tests is reached."""
     if len(code) > CODE_CHARS:
@@ -79,13 +85,9 @@ class HumanEval(ProgramTask):
 
     def _item(self, row: Row) -> Item:
         prompt = row["prompt"]
-        doc = {
-            "prompt": prompt,
-            "tests": f"{row['test']}\ncheck({row['entry_point']})",
-            "solution": row["canonical_solution"]
-            if self.mode == "base"
-            else prompt + row["canonical_solution"],
-        }
+        solution = row["canonical_solution"] if self.mode == "base" else prompt + row["canonical_solution"]
+        tests = f"{row['test']}\ncheck({row['entry_point']})"
+        doc = {"prompt": prompt, "tests": tests, "solution": solution}
         if self.mode == "base":
             stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
             request = Generate(prompt, max_tokens=1024, stop=stop)
@@ -113,11 +115,8 @@ class Mbpp(ProgramTask):
         return text if self.mode == "base" else python_program(text, item.doc["name"])
 
     def _item(self, row: Row, shots: Sequence[Row]) -> Item:
-        called = re.search(r"assert\s+\(*(?:\w+\()?\s*(\w+)\(", row["test_list"][0])
-        name = called[1] if called else ""
-        setup = row.get("test_setup_code", "")
-        tests = "\n".join([setup, *row["test_list"]])
-        doc = {"tests": tests, "solution": row["code"], "name": name}
+        tests = "\n".join([row.get("test_setup_code", ""), *row["test_list"]])
+        doc = {"tests": tests, "solution": row["code"], "name": called_function(row["test_list"][0])}
         if self.mode == "base":
             text = "".join(f"{_task(shot)}\n[BEGIN]\n{shot['code']}\n[DONE]\n\n" for shot in shots)
             request = Generate(f"{text}{_task(row)}\n[BEGIN]\n", max_tokens=512, stop=("[DONE]",))

@@ -34,7 +34,7 @@ from .data import Data
 from .json_schema import check_schema, same_json, violation
 from .numbers import final_number
 from .patterns import check_pattern, find
-from .programs import run_tests
+from .programs import called_function, run_tests
 from .task import Answer, Generate, GenerateJson, Item, Judgement, Mode, Rank, Request, Task
 
 JUDGED_BY = {
@@ -48,7 +48,6 @@ JUDGED_BY = {
 MAX_TOKENS = {"choice": 16, "regex": 256, "json_schema": 512, "code": 1024, "exact": 256}
 _NUMBER = re.compile(r"[-+]?(?!0\d)[\d,]*\.?\d+")
 _STATED = re.compile(r"\banswer(?: is|:)\s*(.+)", re.IGNORECASE)
-_CALLED = re.compile(r"assert\s+\(*(?:\w+\()?\s*(\w+)\(")
 
 
 class OwnMessage(BaseModel):
@@ -264,8 +263,8 @@ def _judge(item: Item, answer: Answer, sandbox: Sandbox | None = None) -> Judgem
     if judge == "json_schema":
         return _judge_json(item, text)
     if judge == "code" and sandbox is not None:
-        called = _CALLED.search(item.doc["tests"])
-        return run_tests(sandbox, python_program(text, called[1] if called else ""), item.doc["tests"])
+        tests = item.doc["tests"]
+        return run_tests(sandbox, python_program(text, called_function(tests)), tests)
     return _judge_exact(item.gold, text)
 
 

@@ -184,7 +184,9 @@ def too_few_examples(there: int, shots: int) -> str:
 
 def mean(name: str, values: Sequence[float], detail: dict[str, Any] | None = None) -> Score:
     """Return a fraction with Wilson's interval if all values are 0 or 1, else a bootstrapped mean."""
-    score = from_interval(name, _interval(values), "fraction", len(values), detail)
+    is_share = all(value in (0, 1) for value in values)
+    interval = wilson(round(sum(values)), len(values)) if is_share else mean_interval(values)
+    score = from_interval(name, interval, "fraction", len(values), detail)
     return score if len(values) > 1 else replace(score, lo=None, hi=None)  # a single number has no spread
 
 
@@ -205,9 +207,3 @@ def grouped_ratio(
     groups = grouped([result.group for result in results], results)
     parts = {group: part(interval(chosen), len(chosen)) for group, chosen in groups.items()}
     return from_interval(name, interval(results), unit, len(results), {"by_group": parts})
-
-
-def _interval(values: Sequence[float]) -> Interval:
-    if all(value in (0, 1) for value in values):
-        return wilson(round(sum(values)), len(values))
-    return mean_interval(values)
