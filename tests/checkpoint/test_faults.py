@@ -234,7 +234,7 @@ def test_missing_mixed_and_hostile_shards_are_refused(sharded, copy):
         (lambda folder: change_map(folder, **{name: "pytorch_model.bin"}), "refused"),
         (lambda folder: change_map(folder, **{name: 7}), "refused"),
         (lambda folder: (folder / weights.INDEX).write_text("{}"), "weight_map"),
-        (lambda folder: (folder / weights.INDEX).write_text("[]"), "weight_map"),
+        (lambda folder: (folder / weights.INDEX).write_text("[]"), "not a JSON object"),
         (lambda folder: (folder / weights.INDEX).write_text("{"), "JSON"),
     ):
         folder = copy(sharded)

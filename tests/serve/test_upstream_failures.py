@@ -257,7 +257,7 @@ def test_a_client_that_goes_away_ends_the_upstream_s_work(gateway, store):
     client = gateway(upstream)
     with client.stream("POST", "/v1/chat/completions", json=ASKED | {"stream": True}) as response:
         next(response.iter_lines())
-        assert upstream.open == 1
+        wait_until(lambda: upstream.open == 1)
     wait_until(lambda: upstream.open == 0)
     requests, prompt, completion = billed(store)
     assert (requests, prompt) == (1, PROMPT_TOKENS)
