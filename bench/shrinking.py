@@ -15,6 +15,7 @@ from herd.distill.cells import Cells, ShrinkSettings
 from herd.distill.measure import Quality, difference
 from herd.distill.recovery import Arm
 from herd.distill.shapes import Budget, plan_shapes
+from herd.dtypes import fast_dtype
 from herd.evals.harness import evaluate
 from herd.evals.score import Score
 from herd.evals.tasks import Data, make_task
@@ -87,8 +88,6 @@ def dialogs() -> list[list[dict[str, str]]]:
 
 
 def settings(args: argparse.Namespace, **changes: Any) -> ShrinkSettings:
-    from herd.cli.shrink import fast_dtype
-
     own = {name: tuple(paths) for name, paths in texts(args.work).items()}
     heldout = 4_000 if args.limit else args.heldout_tokens
     fields = {"model": str(FILE), "dtype": fast_dtype(), "heldout_tokens": heldout} | own | changes
@@ -144,8 +143,11 @@ def planned_arm(pipeline: StudentPipeline, params: float) -> Arm:
 def task_scores(
     args: argparse.Namespace, model: str | Path, out: Path, names: Sequence[str]
 ) -> dict[tuple[str, str], Score]:
-    """Return the scores of a model in tasks, zero-shot, by task and metric. Finished tasks are kept in ``out``."""
-    opened = open_local(str(model), "base")
+    """Return the scores of a model in tasks, zero-shot, by task and metric. Finished tasks are kept in ``out``.
+
+    The teacher's file is run as it is, and students in the dtype in which they are computed and written.
+    """
+    opened = open_local(str(model), "base", None if model == FILE else fast_dtype())
     tasks = [make_task(name, 0, "base") for name in names]
     found = evaluate(opened, tasks, Data(DATA), out, limit=20 if args.limit else None)
     return {(row.task, one["name"]): Score(**one) for row in found.tasks for one in row.scores}
