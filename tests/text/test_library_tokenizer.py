@@ -4,8 +4,8 @@ import io
 import warnings
 
 import pytest
-from gguf import GGUFReader
 
+from herd.checkpoint.gguf import GGUF, Strings
 from herd.errors import TokenizerError
 from herd.text.library_tokenizer import LibraryTokenizer
 from herd.text.vocabulary import UNKNOWN, Vocabulary, read_sentencepiece
@@ -25,16 +25,13 @@ TEXTS = [
 
 
 def from_gguf(path) -> LibraryTokenizer:
-    fields = GGUFReader(path).fields
-    found = {key: fields[f"tokenizer.ggml.{key}"].contents() for key in ("model", "tokens", "token_type")}
-    more = {
-        key: field.contents()
-        for key in ("merges", "pre", "scores")
-        if (field := fields.get(f"tokenizer.ggml.{key}")) is not None
-    }
-    if found["model"] == "gpt2":
-        more.pop("scores", None)
-    vocabulary = Vocabulary(found["tokens"], found["token_type"], **more)
+    metadata, found = GGUF(path).metadata, {}
+    for key in ("model", "tokens", "token_type", "merges", "pre", "scores"):
+        value = metadata.get(f"tokenizer.ggml.{key}")
+        found[key] = value.decode() if isinstance(value, Strings) else value
+    if found.pop("model") == "gpt2":
+        found["scores"] = None
+    vocabulary = Vocabulary(found.pop("tokens"), found.pop("token_type"), **found)
     return LibraryTokenizer(vocabulary.build(), unk=next(iter(vocabulary.of_type(UNKNOWN)), None))
 
 
