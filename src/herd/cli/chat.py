@@ -11,7 +11,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,7 +27,7 @@ from ..tools import CUSTOM_TOOLS, ToolResult, execute_call
 from .chat_input import marked_pastes, read_question
 from .chat_progress import with_progress
 from .chat_store import load_dialog, save_dialog
-from .common import MODEL, Device, Dtype, Json, Kv, Pre, Threads, option_groups, print_json
+from .common import MODEL, Device, Dtype, Json, Kv, Pre, Threads, print_json
 
 if TYPE_CHECKING:
     from ..engine.chat_session import ChatEvent, ChatSession
@@ -48,30 +48,6 @@ ENDINGS = {
 FORGOTTEN = "the context is full: the oldest {} of the dialog {} forgotten (the system message stays)"
 
 
-@dataclass(frozen=True)
-class SamplingOptions:
-    """The options that choose the tokens of an answer and its end. None: the checkpoint's setting."""
-
-    temperature: Annotated[float | None, Option(help="Sampling temperature (0: greedy).")] = None
-    top_p: Annotated[float | None, Option(help="Top-p sampling (1: off).")] = None
-    top_k: Annotated[int | None, Option(help="Top-k sampling (0: off).")] = None
-    min_p: Annotated[float | None, Option(help="Min-p sampling (0: off).")] = None
-    repetition_penalty: Annotated[float | None, Option(help="Penalize repetition (1: off).")] = None
-    presence_penalty: Annotated[float, Option(help="Penalize tokens that already appeared (-2 to 2).")] = 0
-    frequency_penalty: Annotated[float, Option(help="Penalize tokens for each appearance (-2 to 2).")] = 0
-    stop: Annotated[list[str] | None, Option(help="End the answer before this text. Repeatable.")] = None
-    max_tokens: Annotated[int | None, Option(help="Most tokens of an answer (default: all that fit).")] = None
-    seed: Annotated[int | None, Option(help="Seed of the random numbers.")] = None
-
-    def sampling(self, defaults: dict[str, Any]) -> Sampling:
-        """Return the settings, with ``defaults`` for those that are not given."""
-        from ..engine.request import Sampling
-
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return Sampling(**(defaults | {"max_tokens": None} | given))
-
-
-@option_groups
 def chat_command(
     folder: Annotated[str, Argument(metavar="MODEL", help=MODEL)],
     prompt: Annotated[str | None, Option("-p", "--prompt", help="Ask one question (-: from stdin).")] = None,
@@ -82,11 +58,21 @@ def chat_command(
     ] = None,
     lang: Annotated[str, Option(help="Language of the suggested questions.")] = "en",
     complete: Annotated[bool, Option("--complete", help="Continue text, as a base model does.")] = False,
-    *,
-    chosen: SamplingOptions,
+    temperature: Annotated[float | None, Option(help="Sampling temperature (0: greedy).")] = None,
+    top_p: Annotated[float | None, Option(help="Top-p sampling (1: off).")] = None,
+    top_k: Annotated[int | None, Option(help="Top-k sampling (0: off).")] = None,
+    min_p: Annotated[float | None, Option(help="Min-p sampling (0: off).")] = None,
+    repetition_penalty: Annotated[float | None, Option(help="Penalize repetition (1: off).")] = None,
+    presence_penalty: Annotated[float, Option(help="Penalize tokens that already appeared (-2 to 2).")] = 0,
+    frequency_penalty: Annotated[float, Option(help="Penalize tokens for each appearance (-2 to 2).")] = 0,
+    stop: Annotated[list[str] | None, Option(help="End the answer before this text. Repeatable.")] = None,
+    max_tokens: Annotated[
+        int | None, Option(help="Most tokens of an answer (default: all that fit).")
+    ] = None,
     max_repeats: Annotated[
         int, Option(min=0, help="Stop an answer that repeats a passage so often in a row (0: never).")
     ] = 6,
+    seed: Annotated[int | None, Option(help="Seed of the random numbers.")] = None,
     schema: Annotated[Path | None, Option(help="File with a JSON schema for the answers.")] = None,
     regex: Annotated[str | None, Option(help="Regular expression for whole answers.")] = None,
     context: Annotated[
@@ -123,10 +109,20 @@ def chat_command(
         require_tokenizer(source)  # read meanwhile
         from ..engine.chat_session import complete as continue_text
         from ..engine.engine import Engine
+        from ..engine.request import Sampling
 
         limit = plan_context(source, *compute_kind(source, dtype, device), kv, context)
         model = load_chat_model(source, dtype, device)
-    sampling = chosen.sampling(model.sampling_defaults)
+    given: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    given["repetition_penalty"] = repetition_penalty
+    sampling = Sampling(
+        **(model.sampling_defaults | {name: value for name, value in given.items() if value is not None}),
+        max_tokens=max_tokens,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
     draft_model = load_draft(draft, source, dtype, device) if draft else None
     engine = Engine(model.model, model.tokenizer, max_batch=1, max_context=limit, kv=kv, draft=draft_model)
     session = None
@@ -404,9 +400,10 @@ def describe_sampling(sampling: Sampling) -> str:
     """Return a line about how tokens are chosen, and how to change it."""
     if sampling.greedy:
         return "The most likely token is always chosen; --temperature 0.7 gives varied answers."
-    off = {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1}
-    values = {name: getattr(sampling, name) for name in off}
-    named = ", ".join(f"{name} {value:g}" for name, value in values.items() if value != off[name])
+    values = [("temperature", sampling.temperature, 0), ("top_p", sampling.top_p, 1)]
+    values += [("top_k", sampling.top_k, 0), ("min_p", sampling.min_p, 0)]
+    values += [("repetition_penalty", sampling.repetition_penalty, 1)]
+    named = ", ".join(f"{name} {value:g}" for name, value, off in values if value != off)
     return f"Tokens are drawn with {named}; --temperature 0 always chooses the most likely one."
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import operator
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -83,36 +80,6 @@ _THREADS_HELP = "Number of CPU threads (default: the cores this process may use)
 Threads = Annotated[
     int | None, typer.Option(min=1, max=4096, is_eager=True, callback=_threads, help=_THREADS_HELP)
 ]
-
-
-def option_groups(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """Let typer see the fields of a verb's dataclass parameters as options, which verbs can share so."""
-    groups: dict[str, tuple[Any, list[str]]] = {}
-    options: list[inspect.Parameter] = []
-    for parameter in inspect.signature(verb, eval_str=True).parameters.values():
-        kind: Any = parameter.annotation
-        if is_dataclass(parameter.annotation):
-            fields = inspect.signature(kind, eval_str=True).parameters
-            groups[parameter.name] = kind, list(fields)
-            options += fields.values()
-        else:
-            options.append(parameter)
-    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    signature = inspect.Signature([option.replace(kind=positional) for option in options])
-
-    @functools.wraps(verb)
-    def command(*args: Any, **named: Any) -> Any:
-        given = signature.bind(*args, **named)
-        given.apply_defaults()
-        values = given.arguments
-        made = {
-            name: kind(**{field: values.pop(field) for field in fields})
-            for name, (kind, fields) in groups.items()
-        }
-        return verb(**values, **made)
-
-    command.__signature__ = signature  # type: ignore[attr-defined]
-    return command
 
 
 class RunFirst(TyperGroup):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError
-from .common import Json, option_groups, print_json, print_table
+from .common import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -28,85 +26,55 @@ Place = Annotated[str | None, typer.Option("--store", help=STORE_HELP)]
 Key = Annotated[str, typer.Argument(help="The key's name or id.")]
 
 
-@dataclass(frozen=True)
-class PolicyOptions:
-    """The options about what a key allows. None and empty lists: they are not given."""
-
-    models: Annotated[
-        list[str] | None, typer.Option("--model", help="Allow only this model ('': every one). Repeatable.")
-    ] = None
-    scopes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--scope",
-            help="Allow only these routes: chat, completions, responses, messages, ollama, embeddings, "
-            "tokenize, models, usage, metrics, admin. Repeatable (default, or '': all but the last two).",
-        ),
-    ] = None
-    admin: Annotated[bool, typer.Option("--admin", help="Allow everything, also keys and metrics.")] = False
-    cache_group: Annotated[
-        str | None,
-        typer.Option(help="Share cached prompts with the keys of this group (default, or '': with none)."),
-    ] = None
-    requests_per_minute: Annotated[
-        int | None, typer.Option(min=0, help="Most requests in 60 seconds (0: no limit).")
-    ] = None
-    tokens_per_minute: Annotated[
-        int | None, typer.Option(min=0, help="Most tokens in 60 seconds (0: no limit).")
-    ] = None
-    concurrent: Annotated[
-        int | None, typer.Option(min=0, help="Most requests at the same time (0: no limit).")
-    ] = None
-    budgets: Annotated[
-        list[str] | None,
-        typer.Option("--budget", help="'500000 tokens/day', '20 EUR/month' ('': none). Repeatable."),
-    ] = None
-    tools: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tools",
-            help="Tools on the server that it may use, e.g. calculator,python,files ('': none). Repeatable.",
-        ),
-    ] = None
-    expires: Annotated[
-        str | None, typer.Option(help="A day such as 2027-01-31, a duration such as 90d, or never.")
-    ] = None
-
-    def policy(self) -> tuple[dict[str, Any], str]:
-        """Return the fields of a policy that are given, and the currency of its budgets ("" for tokens).
-
-        An empty text and a limit of 0 stand for the default.
-        """
-        from ..serve.keys import SCOPES, USER_SCOPES, parse_budget
-
-        if self.admin and self.scopes:
-            raise typer.BadParameter("--admin allows every route: leave out --scope")
-        parsed = [parse_budget(text) for text in self.budgets or () if text]
-        currencies = {currency for _, currency in parsed if currency}
-        if len(currencies) > 1:
-            raise typer.BadParameter(
-                f"--budget: one currency for all, not {' and '.join(sorted(currencies))}"
-            )
-        names = ("cache_group", "requests_per_minute", "tokens_per_minute", "concurrent")
-        given = {name: getattr(self, name) for name in names}
-        fields: dict[str, Any] = {name: value or None for name, value in given.items() if value is not None}
-        if self.admin or self.scopes:
-            fields["scopes"] = SCOPES if self.admin else _names(self.scopes or ()) or USER_SCOPES
-        if self.models:
-            fields["models"] = [name for name in self.models if name] or None
-        if self.budgets:
-            fields["budgets"] = [budget for budget, _ in parsed]
-        if self.tools:
-            fields["tools"] = _names(self.tools)
-        return fields, "".join(currencies)
+Models = Annotated[
+    list[str], typer.Option("--model", help="Allow only this model ('': every one). Repeatable.")
+]
+Scopes = Annotated[
+    list[str],
+    typer.Option(
+        "--scope",
+        help="Allow only these routes: chat, completions, responses, messages, ollama, embeddings, tokenize, "
+        "models, usage, metrics, admin. Repeatable (default, or '': all but the last two).",
+    ),
+]
+Admin = Annotated[bool, typer.Option("--admin", help="Allow everything, also keys and metrics.")]
+CacheGroup = Annotated[
+    str | None,
+    typer.Option(help="Share cached prompts with the keys of this group (default, or '': with none)."),
+]
+RequestsPerMinute = Annotated[
+    int | None, typer.Option(min=0, help="Most requests in 60 seconds (0: no limit).")
+]
+TokensPerMinute = Annotated[int | None, typer.Option(min=0, help="Most tokens in 60 seconds (0: no limit).")]
+Concurrent = Annotated[int | None, typer.Option(min=0, help="Most requests at the same time (0: no limit).")]
+Budgets = Annotated[
+    list[str], typer.Option("--budget", help="'500000 tokens/day', '20 EUR/month' ('': none). Repeatable.")
+]
+Tools = Annotated[
+    list[str],
+    typer.Option(
+        "--tools",
+        help="Tools on the server that it may use, e.g. calculator,python,files ('': none). Repeatable.",
+    ),
+]
+Expires = Annotated[
+    str | None, typer.Option(help="A day such as 2027-01-31, a duration such as 90d, or never.")
+]
 
 
 @app.command("create")
-@option_groups
 def create_command(
     name: Annotated[str, typer.Argument(help="A name for people, e.g. alice or build-server.")],
-    *,
-    allowed: PolicyOptions,
+    models: Models = [],
+    scopes: Scopes = [],
+    admin: Admin = False,
+    cache_group: CacheGroup = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    concurrent: Concurrent = None,
+    budgets: Budgets = [],
+    tools: Tools = [],
+    expires: Expires = None,
     place: Place = None,
     as_json: Json = False,
 ) -> None:
@@ -115,14 +83,17 @@ def create_command(
 
     from ..serve.keys import KeyPolicy, create_key
 
-    fields, currency = allowed.policy()
+    limits = requests_per_minute, tokens_per_minute, concurrent
+    fields, currency = _policy_fields(models, scopes, admin, cache_group, limits, budgets, tools)
     try:
         policy = KeyPolicy(**fields)
     except ValidationError as error:
         raise _malformed(error) from None
-    end = _expiry(allowed.expires)
-    with _opened(place) as (store, actor):
-        made = create_key(store, name, policy, actor=actor, expires_ms=end, currency=currency)
+    end = _expiry(expires)
+    made = _with_store(
+        place,
+        lambda store, actor: create_key(store, name, policy, actor=actor, expires_ms=end, currency=currency),
+    )
     _print_new(made, as_json)
 
 
@@ -133,15 +104,17 @@ def list_command(
     as_json: Json = False,
 ) -> None:
     """List the keys with their limits."""
-    from ..serve.keys import list_keys, public_view
+    from ..serve.keys import list_keys
     from ..serve.prices import read_prices
     from ..serve.store import now_ms
 
-    with _opened(place) as (store, _):
-        infos, currency = list_keys(store), read_prices(store)[1]
+    def work(store: Store, actor: str) -> tuple[list[KeyInfo], str | None]:
+        return list_keys(store), read_prices(store)[1]
+
+    infos, currency = _with_store(place, work)
     infos = [info for info in infos if all_keys or info.state(now_ms()) == "active"]
     if as_json:
-        print_json([public_view(info) for info in infos])
+        print_json([_as_json(info) for info in infos])
     elif not infos:
         print("no keys; create one with: herd keys create NAME")
     else:
@@ -153,26 +126,42 @@ def list_command(
 
 
 @app.command("change")
-@option_groups
-def change_command(key: Key, *, allowed: PolicyOptions, place: Place = None, as_json: Json = False) -> None:
+def change_command(
+    key: Key,
+    models: Models = [],
+    scopes: Scopes = [],
+    admin: Admin = False,
+    cache_group: CacheGroup = None,
+    requests_per_minute: RequestsPerMinute = None,
+    tokens_per_minute: TokensPerMinute = None,
+    concurrent: Concurrent = None,
+    budgets: Budgets = [],
+    tools: Tools = [],
+    expires: Expires = None,
+    place: Place = None,
+    as_json: Json = False,
+) -> None:
     """Change what a key allows. What is not named stays, and so does its secret."""
     from pydantic import ValidationError
 
-    from ..serve.keys import change_key, public_view
+    from ..serve.keys import change_key
     from ..serve.prices import read_prices
 
-    fields, currency = allowed.policy()
-    if not fields and allowed.expires is None:
+    limits = requests_per_minute, tokens_per_minute, concurrent
+    fields, currency = _policy_fields(models, scopes, admin, cache_group, limits, budgets, tools)
+    if not fields and expires is None:
         raise typer.BadParameter("name what to change, e.g. --budget or --expires")
-    end = ... if allowed.expires is None else _expiry(allowed.expires)
+    end = ... if expires is None else _expiry(expires)
+
+    def work(store: Store, actor: str) -> tuple[KeyInfo, str | None]:
+        return change_key(store, key, fields, actor, currency, end), read_prices(store)[1]
 
     try:
-        with _opened(place) as (store, actor):
-            info, unit = change_key(store, key, fields, actor, currency, end), read_prices(store)[1]
+        info, unit = _with_store(place, work)
     except ValidationError as error:
         raise _malformed(error) from None
     if as_json:
-        print_json(public_view(info))
+        print_json(_as_json(info))
     else:
         until = f"; expires {_time(info.expires_ms)}" if info.expires_ms else ""
         print(f"changed {info.name} ({info.id}): {_limits(info, unit)}{until}")
@@ -183,8 +172,7 @@ def revoke_command(key: Key, place: Place = None) -> None:
     """Revoke a key forever. Answers that it has open end within a second."""
     from ..serve.keys import revoke_key
 
-    with _opened(place) as (store, actor):
-        info = revoke_key(store, key, actor)
+    info = _with_store(place, lambda store, actor: revoke_key(store, key, actor))
     print(f"revoked {info.name} ({info.id})")
 
 
@@ -193,9 +181,7 @@ def rotate_command(key: Key, place: Place = None, as_json: Json = False) -> None
     """Give a key a new secret and print it. The old one stops working at once. Limits and usage stay."""
     from ..serve.keys import rotate_key
 
-    with _opened(place) as (store, actor):
-        made = rotate_key(store, key, actor)
-    _print_new(made, as_json)
+    _print_new(_with_store(place, lambda store, actor: rotate_key(store, key, actor)), as_json)
 
 
 @app.command("price")
@@ -219,13 +205,15 @@ def price_command(
     """Set the price of a model, or list all prices if no model is named."""
     from ..serve.prices import TokenPrice, format_money, parse_money, read_prices, set_price
 
-    with _opened(place) as (store, actor):
+    def work(store: Store, actor: str) -> tuple[dict[str, TokenPrice], str | None]:
         if model is not None:
             if prompt is None or completion is None:
                 raise ConfigError(f"the price of {model}: give --prompt and --completion")
             price = TokenPrice(parse_money(prompt), parse_money(cached or prompt), parse_money(completion))
             set_price(store, model, price, currency or read_prices(store)[1] or "EUR", actor)
-        table, unit = read_prices(store)
+        return read_prices(store)
+
+    table, unit = _with_store(place, work)
     rows = [
         [name, *(format_money(money) for money in (price.prompt, price.cached, price.completion))]
         for name, price in table.items()
@@ -251,11 +239,13 @@ def usage_command(
     """Print what was used by day, key and model."""
     from ..serve.keys import find_key
     from ..serve.prices import format_money, read_prices
-    from ..serve.usage import read_usage, usage_csv
+    from ..serve.usage import DayUsage, read_usage, usage_csv
 
-    with _opened(place) as (store, _):
+    def work(store: Store, actor: str) -> tuple[list[DayUsage], str | None]:
         key_id = None if key is None else find_key(store, key).id
-        rows, currency = read_usage(store, since=since, until=until, key_id=key_id), read_prices(store)[1]
+        return read_usage(store, since=since, until=until, key_id=key_id), read_prices(store)[1]
+
+    rows, currency = _with_store(place, work)
     if as_csv:
         print(usage_csv(rows, currency).replace("\r\n", "\n"), end="")
     elif as_json:
@@ -277,8 +267,7 @@ def log_command(place: Place = None, as_json: Json = False) -> None:
     """Print the audit log: who created, rotated or revoked keys and set prices."""
     from ..serve.store import audit_log
 
-    with _opened(place) as (store, _):
-        rows = audit_log(store)
+    rows = _with_store(place, lambda store, actor: audit_log(store))
     if as_json:
         print_json(rows)
         return
@@ -295,18 +284,58 @@ def backup_command(
     file: Annotated[Path, typer.Argument(help="A new file for the copy.")], place: Place = None
 ) -> None:
     """Copy keys and ledger to a file, also while a server uses them. To restore, put the copy in place."""
-    with _opened(place) as (store, _):
-        store.backup(file)
+    _with_store(place, lambda store, actor: store.backup(file))
     print(file)
 
 
-@contextmanager
-def _opened(place: str | None) -> Iterator[tuple[Store, str]]:
-    """Open the store for the block, which gets it with the name of the user for the audit log."""
+def _with_store(place: str | None, work: Callable[[Store, str], Any]) -> Any:
+    """Open the store, call ``work(store, actor)``, close the store, and return the result."""
     from ..serve.store import Store, default_store, shell_actor
 
-    with closing(Store(place or default_store())) as store:
-        yield store, shell_actor()
+    store = Store(place or default_store())
+    try:
+        return work(store, shell_actor())
+    finally:
+        store.close()
+
+
+def _policy_fields(
+    models: list[str],
+    scopes: list[str],
+    admin: bool,
+    cache_group: str | None,
+    limits: tuple[int | None, int | None, int | None],
+    budgets: list[str],
+    tools: list[str],
+) -> tuple[dict[str, Any], str]:
+    """Return the fields of a policy that options name, and the currency of its budgets ("" for tokens).
+
+    An empty text and a limit of 0 stand for the default. ``limits`` are per minute of requests and tokens,
+    and at once.
+    """
+    from ..serve.keys import SCOPES, USER_SCOPES, parse_budget
+
+    if admin and scopes:
+        raise typer.BadParameter("--admin allows every route: leave out --scope")
+    parsed = [parse_budget(text) for text in budgets if text]
+    currencies = {currency for _, currency in parsed if currency}
+    if len(currencies) > 1:
+        raise typer.BadParameter(f"--budget: one currency for all, not {' and '.join(sorted(currencies))}")
+    names = ("requests_per_minute", "tokens_per_minute", "concurrent")
+    fields: dict[str, Any] = {
+        name: limit or None for name, limit in zip(names, limits, strict=True) if limit is not None
+    }
+    if admin or scopes:
+        fields["scopes"] = SCOPES if admin else _names(scopes) or USER_SCOPES
+    if models:
+        fields["models"] = [name for name in models if name] or None
+    if cache_group is not None:
+        fields["cache_group"] = cache_group or None
+    if budgets:
+        fields["budgets"] = [budget for budget, _ in parsed]
+    if tools:
+        fields["tools"] = _names(tools)
+    return fields, "".join(currencies)
 
 
 def _malformed(error: ValidationError) -> typer.BadParameter:
@@ -315,7 +344,7 @@ def _malformed(error: ValidationError) -> typer.BadParameter:
     return typer.BadParameter(f"{'.'.join(map(str, first['loc'][:1]))}: {first['msg']}")
 
 
-def _names(texts: Sequence[str]) -> list[str]:
+def _names(texts: list[str]) -> list[str]:
     """Return names that are separated by commas."""
     return [name.strip() for text in texts for name in text.split(",") if name.strip()]
 
@@ -338,14 +367,18 @@ def _expiry(text: str | None) -> int | None:
 
 
 def _print_new(made: tuple[KeyInfo, str], as_json: bool) -> None:
-    from ..serve.keys import public_view
-
     info, token = made
     if as_json:
-        print_json(public_view(info) | {"key": token})
+        print_json(_as_json(info) | {"key": token})
         return
     print(token)
     typer.echo(f"key {info.name} ({info.id}): keep the line above, it is not shown again", err=True)
+
+
+def _as_json(info: KeyInfo) -> dict[str, Any]:
+    from ..serve.keys import public_view
+
+    return public_view(info)
 
 
 def _time(ms: int | None) -> str:

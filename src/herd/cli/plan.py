@@ -7,19 +7,18 @@ torch is not needed.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import units
-from ..dtypes import parse_dtype
 from ..errors import PlanError
 from ..plan.quantity import CONTEXT, TIME, USD, whole
 from . import plan_leak, plan_local, plan_serve
 from . import plan_options as opt
-from .common import Json, RunFirst, option_groups, picked, print_json
+from .common import Json, RunFirst, picked, print_json
 
 if TYPE_CHECKING:
     from ..llama.config import ModelConfig
@@ -37,45 +36,16 @@ Where = Annotated[str, typer.Option("--machine", help="A number of devices: 1638
 Tokens = Annotated[
     opt.Number, opt.count("Tokens to train on, in all epochs: 15.6T, 94B, 1e12.", opt.MAX_TOKENS)
 ]
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """The options that all plans of a training have."""
-
-    batch: Annotated[
-        opt.Number, opt.count("Tokens per step, e.g. 16M (default: a usual value).", opt.MAX_TOKENS, CONTEXT)
-    ] = None
-    precision: Annotated[str, typer.Option(help="Precision of the matmuls: bf16 or fp8.")] = "bf16"
-    usd_per_hour: opt.UsdPerHour = None
-    budget: Annotated[
-        opt.Number, opt.number(USD, "US dollars to spend: prints how many tokens they pay for.")
-    ] = None
-    machines: opt.Machines = None
-    top: Annotated[opt.Number, opt.count("How many layouts to show.", 1000)] = "5"
-    html: Annotated[
-        Path | None, typer.Option("--html", help="Also write a page with charts to this file.")
-    ] = None
-    as_json: Json = False
-
-    def target(self, machine: str) -> Machine:
-        """Return the machine with this name."""
-        from ..plan.machines import find_machine
-
-        if machine == "here":
-            return opt.measured_target().profile.machine()
-        return find_machine(machine, self.machines)
-
-    def plan(self, job: Job, target: Machine, tokens: float, **more: Any) -> TrainPlan:
-        """Return the plan of a job in the chosen precision, at the chosen price."""
-        from ..plan.training import plan_training
-
-        precision, usd = parse_dtype(self.precision, ("bf16", "fp8")), self.usd_per_hour
-        return plan_training(job, target, tokens, precision=precision, usd_per_hour=usd, **more)
+Batch = Annotated[
+    opt.Number, opt.count("Tokens per step, e.g. 16M (default: a usual value).", opt.MAX_TOKENS, CONTEXT)
+]
+Precision = Annotated[str, typer.Option(help="Precision of the matmuls: bf16 or fp8.")]
+Budget = Annotated[opt.Number, opt.number(USD, "US dollars to spend: prints how many tokens they pay for.")]
+Top = Annotated[opt.Number, opt.count("How many layouts to show.", 1000)]
+Html = Annotated[Path | None, typer.Option("--html", help="Also write a page with charts to this file.")]
 
 
 @app.command("train")
-@option_groups
 def train_command(
     size: opt.Size = "405B",
     tokens: Tokens = "15.6T",
@@ -88,19 +58,32 @@ def train_command(
     ] = "10min",
     machine: Where = "16384xH100",
     context: opt.Context = None,
-    *,
-    options: TrainOptions,
+    batch: Batch = None,
+    precision: Precision = "bf16",
+    usd_per_hour: opt.UsdPerHour = None,
+    budget: Budget = None,
+    machines: opt.Machines = None,
+    top: Top = "5",
+    html: Html = None,
+    as_json: Json = False,
 ) -> None:
     """Plan pre-training: layout, memory, days and dollars."""
-    target, context = options.target(machine), opt.usual_context(context, size)
-    job = _job(size.config, target, context, options.batch)
-    fixed = None if layout is None else _parse_layout(layout, options.precision)
-    plan = options.plan(job, target, tokens, fixed=fixed, restart=restart)
-    _show(plan, f"{size.name}, pre-training", options)
+    from ..plan.training import plan_training
+
+    target, context = _target(machine, machines), opt.usual_context(context, size)
+    plan = plan_training(
+        _job(size.config, target, context, batch),
+        target,
+        tokens,
+        precision=_precision(precision),
+        fixed=None if layout is None else _parse_layout(layout, precision),
+        usd_per_hour=usd_per_hour,
+        restart=restart,
+    )
+    _show(plan, f"{size.name}, pre-training", budget, top, html, as_json)
 
 
 @app.command("finetune")
-@option_groups
 def finetune_command(
     size: opt.Size = "8B",
     tokens: Tokens = "100M",
@@ -108,44 +91,58 @@ def finetune_command(
     rank: Annotated[opt.Number, opt.count("Rank of the adapters.", 2**16)] = "16",
     machine: Where = "RTX4090",
     context: opt.Context = "2048",
-    *,
-    options: TrainOptions,
+    batch: Batch = None,
+    precision: Precision = "bf16",
+    usd_per_hour: opt.UsdPerHour = None,
+    budget: Budget = None,
+    machines: opt.Machines = None,
+    top: Top = "5",
+    html: Html = None,
+    as_json: Json = False,
 ) -> None:
     """Plan fine-tuning of all parameters or of adapters."""
-    from ..plan.training import finetune_job
+    from ..plan.training import finetune_job, plan_training
 
-    target = options.target(machine)
-    job = _job(size.config, target, context, options.batch or max(32_768, target.count * context))
+    target = _target(machine, machines)
+    job = _job(size.config, target, context, batch or max(32_768, target.count * context))
     job = finetune_job(job.config, job.batch, job.context, method, rank)
-    _show(options.plan(job, target, tokens), f"{size.name}, fine-tuning ({method})", options)
+    plan = plan_training(job, target, tokens, precision=_precision(precision), usd_per_hour=usd_per_hour)
+    _show(plan, f"{size.name}, fine-tuning ({method})", budget, top, html, as_json)
 
 
 @app.command("distil")
-@option_groups
 def distil_command(
     teacher: Annotated[Any, opt.model_option("The teacher: a size or any model.")] = "405B",
     student: Annotated[Any, opt.model_option("The student: a size or any model.")] = "8B",
     tokens: Tokens = "94B",
     machine: Where = "64xH100",
     context: opt.Context = None,
-    *,
-    options: TrainOptions,
+    batch: Batch = None,
+    precision: Precision = "bf16",
+    usd_per_hour: opt.UsdPerHour = None,
+    budget: Budget = None,
+    machines: opt.Machines = None,
+    top: Top = "5",
+    html: Html = None,
+    as_json: Json = False,
 ) -> None:
     """Plan distillation from a teacher to a student.
 
     The teacher's targets are written to disk once, then the student is trained on them.
     """
-    from ..plan.training import label_with_teacher
+    from ..plan.training import label_with_teacher, plan_training
 
     if teacher.config.n_params <= student.config.n_params:
         raise PlanError(
             f"the teacher {teacher.name} is no larger than its student {student.name}: exchange them"
         )
-    target, context = options.target(machine), opt.usual_context(context, teacher, student)
-    job = _job(student.config, target, context, options.batch)
+    target, context = _target(machine, machines), opt.usual_context(context, teacher, student)
+    job = _job(student.config, target, context, batch)
     labelled = label_with_teacher(teacher.config, target, tokens, context)
-    plan = options.plan(job, target, tokens, teacher=labelled)
-    _show(plan, f"{teacher.name} to {student.name}, distillation", options)
+    plan = plan_training(
+        job, target, tokens, precision=_precision(precision), usd_per_hour=usd_per_hour, teacher=labelled
+    )
+    _show(plan, f"{teacher.name} to {student.name}, distillation", budget, top, html, as_json)
 
 
 @app.callback()
@@ -188,6 +185,12 @@ def machines_command(
         print(f"Source of the reached fraction of the peak: {device.efficiency.source}")
 
 
+def _target(name: str, machines: Path | None) -> Machine:
+    from ..plan.machines import find_machine
+
+    return opt.measured_target().profile.machine() if name == "here" else find_machine(name, machines)
+
+
 def _job(config: ModelConfig, machine: Machine, context: int, batch_tokens: int | None) -> Job:
     from ..plan.layout import Job
     from ..plan.training import default_batch
@@ -197,6 +200,12 @@ def _job(config: ModelConfig, machine: Machine, context: int, batch_tokens: int 
     if batch_tokens < context:
         raise PlanError(f"--batch of {batch_tokens:,} tokens is less than one sequence of {context:,}")
     return Job(config, batch_tokens // context, context)
+
+
+def _precision(text: str) -> str:
+    from ..dtypes import parse_dtype
+
+    return parse_dtype(text, ("bf16", "fp8"))
 
 
 def _parse_layout(text: str, precision: str) -> ParallelLayout:
@@ -236,21 +245,23 @@ def _machine_record(machine: Machine) -> dict[str, Any]:
     }
 
 
-def _show(plan: TrainPlan, title: str, options: TrainOptions) -> None:
+def _show(
+    plan: TrainPlan, title: str, budget: float | None, top: int, html: Path | None, as_json: bool
+) -> None:
     """Print the plan as tables or JSON, and write the HTML page if asked."""
-    if options.html is not None:
+    if html is not None:
         from ..files import write_atomically
         from ..plan.page import render_plan
 
-        write_atomically(options.html, render_plan(plan, title))
-    shown = [plan.best, *plan.others[: options.top - 1]]
-    if options.as_json:
-        print_json(_plan_record(plan, title, shown, options.budget))
+        write_atomically(html, render_plan(plan, title))
+    shown = [plan.best, *plan.others[: top - 1]]
+    if as_json:
+        print_json(_plan_record(plan, title, shown, budget))
         return
     _print_layouts(plan, title, shown)
-    _print_costs(plan, options.budget)
-    if options.html is not None:
-        print(f"Page: {options.html}")
+    _print_costs(plan, budget)
+    if html is not None:
+        print(f"Page: {html}")
 
 
 def _plan_record(

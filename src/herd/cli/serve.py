@@ -15,7 +15,7 @@ from typer import Argument, Option
 from .. import units
 from ..errors import ConfigError
 from ..machine import available_memory
-from .common import MODEL, Device, Dtype, Kv, Pre, Threads, option_groups, picked
+from .common import MODEL, Device, Dtype, Kv, Pre, Threads
 
 DEFAULT_PORT = 8000
 POOLED_CACHE_GB = 1.0
@@ -23,36 +23,21 @@ POOLED_CACHE_GB = 1.0
 
 
 @dataclass(frozen=True)
-class EngineOptions:
-    """The options of the engine of every model."""
+class OpenOptions:
+    """The options with which a model is opened, as `serve_command` explains them."""
 
-    context: Annotated[
-        int | None,
-        Option(min=2, help="Longest prompt and answer in tokens (default: the model's, or what fits)."),
-    ] = None
-    parallel: Annotated[int, Option(min=1, max=1024, help="Most answers generated at once.")] = 16
-    queue: Annotated[int, Option(min=1, help="Most requests that wait; more are told to try again.")] = 512
-    cache_gb: Annotated[
-        float | None, Option(min=0, help="Memory for the KV cache in GB (default: what is needed and free).")
-    ] = None
-    keep_cache: Annotated[
-        Path | None,
-        Option(help="Folder that keeps computed prompts across restarts, at most as large as the KV cache."),
-    ] = None
-    kv: Kv = "auto"
-    dtype: Dtype = None
-    device: Device = None
-
-
-@dataclass(frozen=True)
-class OpenOptions(EngineOptions):
-    """The options with which one model is opened."""
-
+    context: int | None
+    parallel: int
+    queue: int
+    cache_gb: float | None
+    keep_cache: Path | None
+    kv: str
+    dtype: str | None
+    device: str | None
     draft: str | None = None
     adapters: Mapping[str, Path] = field(default_factory=dict)
 
 
-@option_groups
 def serve_command(
     models: Annotated[
         list[str] | None,
@@ -79,8 +64,19 @@ def serve_command(
             "model that is its base, or MODEL in MODEL/NAME=FOLDER. Repeatable."
         ),
     ] = None,
-    *,
-    engine: EngineOptions,
+    context: Annotated[
+        int | None,
+        Option(min=2, help="Longest prompt and answer in tokens (default: the model's, or what fits)."),
+    ] = None,
+    parallel: Annotated[int, Option(min=1, max=1024, help="Most answers generated at once.")] = 16,
+    queue: Annotated[int, Option(min=1, help="Most requests that wait; more are told to try again.")] = 512,
+    cache_gb: Annotated[
+        float | None, Option(min=0, help="Memory for the KV cache in GB (default: what is needed and free).")
+    ] = None,
+    keep_cache: Annotated[
+        Path | None,
+        Option(help="Folder that keeps computed prompts across restarts, at most as large as the KV cache."),
+    ] = None,
     memory_gb: Annotated[
         float | None,
         Option(
@@ -127,6 +123,9 @@ def serve_command(
         Option(help="What the log has. info: one line for each request, without its content."),
     ] = "info",
     drain: Annotated[float, Option(min=0, help="Seconds for open answers to finish at the end.")] = 30.0,
+    kv: Kv = "auto",
+    dtype: Dtype = None,
+    device: Device = None,
     threads: Threads = None,
     pre: Pre = None,
 ) -> None:
@@ -166,9 +165,10 @@ def serve_command(
         raise ConfigError("--alias belongs to one model: serve one, or leave it out")
     sources = [ModelSource(name, pre=pre) for name in models]
     names = [{typed, model_name(source.path)} for typed, source in zip(models, sources, strict=True)]
+    shared = OpenOptions(context, parallel, queue, cache_gb, keep_cache, kv, dtype, device)
     drafts, adapters = assign_drafts(names, draft or ()), assign_adapters(sources, names, adapter or ())
     options = [
-        OpenOptions(**vars(engine), draft=d, adapters=a) for d, a in zip(drafts, adapters, strict=True)
+        replace(shared, draft=one, adapters=several) for one, several in zip(drafts, adapters, strict=True)
     ]
     limit = None
     slots = []
@@ -176,15 +176,17 @@ def serve_command(
         slots = [ModelSlot.of(_open(sources[0], options[0], (models[0], *(alias or ()))))]
     elif sources:
         limit = int(memory_gb * 1e9) if memory_gb else int(0.9 * available_memory())
-        chosen = zip(sources, models, options, strict=True)
-        slots = [_slot(source, typed, limit, own) for source, typed, own in chosen]
+        slots = [
+            _slot(source, name, limit, own)
+            for source, name, own in zip(sources, models, options, strict=True)
+        ]
         if len({slot.name for slot in slots}) < len(slots):
             raise ConfigError("two models have the same name: " + ", ".join(slot.name for slot in slots))
     pool = ModelPool(slots, limit)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("herd").setLevel(log_level.upper())  # libraries say what is wrong only
     server_tools = chosen_tools.open()
-    upstreams = _upstreams(upstream or [], opened, engine.context, tuple(alias or ()) if not models else ())
+    upstreams = _upstreams(upstream or [], opened, context, tuple(alias or ()) if not models else ())
     app = create_app(pool, opened, settings, server_tools, upstreams)
     if opened is not None and (token := first_admin_key(opened, "first start")):
         print(f"admin key, shown only this once: {token}", file=sys.stderr)
@@ -194,7 +196,7 @@ def serve_command(
         for slot in pool.slots:
             when = f"context {slot.context:,} tokens"
             if slot in slots:
-                when += f", {engine.parallel} answers at once"
+                when += f", {parallel} answers at once"
             print(
                 f"{slot.name}: {when if slot.served else 'loaded when a request names it'}", file=sys.stderr
             )
@@ -320,7 +322,12 @@ def _open(source: Any, options: OpenOptions, aliases: tuple[str, ...] = ()) -> A
     )  # fmt: skip
     name = model.lineage.name if model.lineage else model_name(source.path)
     config = source.config
-    facts = picked(config, "n_params n_ctx_train=max_context n_embd=dim") | {"file": source.path.name}
+    facts: dict[str, Any] = {
+        "n_params": config.n_params,
+        "n_ctx_train": config.max_context,
+        "n_embd": config.dim,
+        "file": source.path.name,
+    }
     if model.lineage is not None:  # for the card on the chat page
         shown = {"stage", "licence", "parents", "evals", "created_by", "weights_hash"}
         facts |= model.lineage.model_dump(include=shown, exclude_none=True)
